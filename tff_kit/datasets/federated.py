@@ -1,0 +1,38 @@
+"""What every dataset gives to training: clients by id, a way to read one client's batches, and held-out test data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable
+
+import tensorflow as tf
+
+
+class DataError(ValueError):
+    """Data that is missing, broken, or does not fit. The message says what was expected, what was found, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FederatedDataset:
+    """Clients' training data and held-out test data.
+
+    Attributes:
+      name: What the data is, in a few words; stands in the terminal, in settings and in every figure's title.
+      client_ids: The clients that have training examples.
+      client_dataset: From a client's id, a string tensor, and a seed, an int64 tensor, to the client's training batches
+        of `(inputs, labels)` in one round, shuffled by the seed. Made of TensorFlow operations only, since the worker
+        runs it: what travels to the worker is the id and the seed, not the data.
+      test: Batches of `(inputs, labels)` of the held-out examples, always in the same order.
+      notes: Sentences that a user should read before trusting a result on this data.
+    """
+
+    name: str
+    client_ids: tuple[str, ...]
+    client_dataset: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+    test: tf.data.Dataset
+    notes: tuple[str, ...] = ()
+
+    @property
+    def element_spec(self) -> Any:
+        """The `tf.TensorSpec`s of a training batch."""
+        return self.client_dataset(tf.constant(self.client_ids[0]), tf.constant(0, tf.int64)).element_spec

@@ -1,0 +1,16 @@
+"""How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
+
+from tff_kit.encoders.packing import BitpackingStage
+from tff_kit.encoders.quantization import UniformQuantizationStage
+from tff_kit.encoders.size import payload_bits
+from tff_kit.encoders.spec import SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
+
+__all__ = [
+    "BitpackingStage",
+    "SpecError",
+    "UniformQuantizationStage",
+    "build_broadcast_encoder_fn",
+    "build_mean_encoder_fn",
+    "parse_spec",
+    "payload_bits",
+]

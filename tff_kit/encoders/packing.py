@@ -1,0 +1,85 @@
+"""Bit packing without waste: n numbers of b bits in ceil(n b / 8) bytes.
+
+`tensor_encoding`'s own packing fills 28 of each int32's 32 bits, so that its "8 bits" are 64/7 = 9.14 bits.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+_GROUP = 8  # Eight numbers of b bits fill b bytes.
+
+
+@te.core.tf_style_encoding_stage
+class BitpackingStage(te.core.EncodingStageInterface):
+    """Packs a float tensor of any shape that holds integers from 0 to 2^bits - 1 into bytes. Lossless.
+
+    The payload is uint8 [ceil(n bits / 8)], rounded up once more for the bits above the eighth: their low bytes come
+    first, one a number, then what is above them, lowest bit first.
+
+    Args:
+      bits: Bits an element, 1 to 16.
+
+    Raises:
+      ValueError: If `bits` is not an integer from 1 to 16.
+    """
+
+    PACKED_KEY = "packed"
+    DTYPE_KEY = "dtype"
+
+    def __init__(self, bits: int):
+        if bits not in range(1, 17):
+            raise ValueError(f"Expected bits to be an integer from 1 to 16, found {bits}.")
+        self._bits = bits
+
+    name = "bitpacking"
+    compressible_tensors_keys = []  # Bytes that look random.
+    commutes_with_sum = False
+    decode_needs_input_shape = True
+
+    def get_params(self):
+        return collections.OrderedDict(), collections.OrderedDict()
+
+    def encode(self, x, encode_params):
+        del encode_params
+        numbers = tf.cast(tf.reshape(x, [-1]), tf.int64)
+        encoded = collections.OrderedDict([(self.PACKED_KEY, pack(numbers, self._bits))])
+        if x.dtype != tf.float32:
+            encoded[self.DTYPE_KEY] = tf.zeros([0], x.dtype)  # Tells `decode` the dtype in no bits.
+        return encoded
+
+    def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
+        del decode_params, num_summands
+        numbers = unpack(encoded_tensors[self.PACKED_KEY], self._bits, tf.reduce_prod(shape))
+        dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
+        return tf.reshape(tf.cast(numbers, dtype), shape)
+
+
+def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
+    """Packs int64 [n] from 0 to 2^bits - 1, bits from 1 to 16, into uint8 [ceil(n bits / 8)]."""
+    if bits >= 8:
+        low = tf.cast(numbers & 0xFF, tf.uint8)
+        return low if bits == 8 else tf.concat([low, pack(tf.bitwise.right_shift(numbers, _int64(8)), bits - 8)], axis=0)
+    size = numbers.shape.num_elements()
+    size = tf.size(numbers) if size is None else size
+    groups = tf.reshape(tf.pad(numbers, [[0, -size % _GROUP]]), [-1, _GROUP])
+    words = tf.reduce_sum(tf.bitwise.left_shift(groups, _int64([i * bits for i in range(_GROUP)])), axis=1)
+    return tf.reshape(tf.bitcast(words, tf.uint8)[:, :bits], [-1])[: -(-size * bits // 8)]
+
+
+def unpack(packed: tf.Tensor, bits: int, size: tf.Tensor) -> tf.Tensor:
+    """Returns the `size` numbers, int64 [size], that `pack` packed into `packed`."""
+    if bits >= 8:
+        low = tf.cast(packed[:size], tf.int64)
+        return low if bits == 8 else low + tf.bitwise.left_shift(unpack(packed[size:], bits - 8, size), _int64(8))
+    groups = tf.reshape(tf.pad(packed, [[0, -tf.size(packed) % bits]]), [-1, bits])
+    words = tf.bitcast(tf.pad(groups, [[0, 0], [0, 8 - bits]]), tf.int64)
+    numbers = tf.bitwise.right_shift(words[:, tf.newaxis], _int64([i * bits for i in range(_GROUP)]))
+    return tf.reshape(numbers & (2**bits - 1), [-1])[:size]
+
+
+def _int64(value) -> tf.Tensor:
+    return tf.constant(value, tf.int64)

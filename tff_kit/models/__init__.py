@@ -1,0 +1,1 @@
+"""What clients train: Keras models."""

@@ -1,0 +1,32 @@
+"""The convolutional network of the original federated averaging paper.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas: Communication-Efficient Learning of Deep Networks from
+Decentralized Data. AISTATS 2017, arXiv 1602.05629, section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import tensorflow as tf
+
+
+def create_original_fedavg_cnn_model(only_digits: bool = True) -> tf.keras.Model:
+    """Returns the network, untrained, for float32 images [batch, 28, 28, 1]; it puts out probabilities.
+
+    Args:
+      only_digits: True for ten classes and 1,663,370 weights; False for 62 classes and 1,690,046 weights.
+    """
+    convolution = functools.partial(tf.keras.layers.Conv2D, kernel_size=5, padding="same", activation="relu")
+    pooling = functools.partial(tf.keras.layers.MaxPooling2D, pool_size=2, padding="same")
+    return tf.keras.Sequential([
+        tf.keras.layers.InputLayer(input_shape=(28, 28, 1)),
+        convolution(filters=32),
+        pooling(),
+        convolution(filters=64),
+        pooling(),
+        tf.keras.layers.Flatten(),
+        tf.keras.layers.Dense(512, activation="relu"),
+        tf.keras.layers.Dense(10 if only_digits else 62),
+        tf.keras.layers.Softmax(),
+    ])

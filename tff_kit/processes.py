@@ -1,0 +1,346 @@
+"""Encoders become broadcast and aggregation processes, and these a federated averaging process.
+
+TensorFlow Federated removed the encoded broadcast in 0.38. Its encoded sum still exists, but reports nothing of what it
+does, sends every decoding parameter to the clients and back, and starts a minimum over clients at zero. Both are built
+here of TFF's own parts, under the names they had, with two measurements each:
+
+* `bits_per_client`, float64: the payload of one client's message, side information included. For the mean, the average
+  over clients. The sizing executor counts these bits too, and the few scalars beside them.
+* `distortion`, float32: the squared error that encoding made, divided by the squared norm of what was encoded. For the
+  mean, over the messages of single clients; the error of their average is smaller.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Callable, Optional, Union
+
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+from tff_kit import encoders
+
+ModelFn = Callable[[], tff.learning.models.VariableModel]
+OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
+_Modes = te.core.StateAggregationMode
+
+
+def build_federated_averaging_process(
+    model_fn: ModelFn,
+    client_optimizer_fn: OptimizerFn,
+    server_optimizer_fn: Optional[OptimizerFn] = None,
+    broadcast_process: Optional[tff.learning.templates.DistributionProcess] = None,
+    aggregation_process: Optional[tff.aggregators.WeightedAggregationFactory] = None,
+) -> tff.learning.templates.LearningProcess:
+    """Builds federated averaging, weighted by the clients' numbers of examples, with encoded communication.
+
+    H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas: Communication-Efficient Learning of Deep Networks
+    from Decentralized Data. AISTATS 2017, arXiv 1602.05629.
+
+    A client whose update is not finite is left out of the mean; the measurement `aggregator/mean_weight/left_out`
+    counts such clients. When all are left out the model stays as it is.
+
+    Args:
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
+      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns
+        `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
+      server_optimizer_fn: Likewise. By default SGD with learning rate 1.
+      broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
+      aggregation_process: From `build_encoded_mean_process_from_model`. By default updates are sent as they are.
+
+    Returns:
+      A `tff.learning.templates.LearningProcess`; `next(state, client_datasets)` returns `state` and `metrics`.
+
+    Raises:
+      TypeError: If an optimizer is neither of the above.
+    """
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        model_fn,
+        client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
+        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        model_distributor=broadcast_process,
+        model_aggregator=aggregation_process or _mean_factory(),
+    )
+
+
+def build_encoded_broadcast_process_from_model(
+    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder]
+) -> tff.learning.templates.DistributionProcess:
+    """Builds the process that sends the model's weights, encoded, from the server to the clients.
+
+    The server encodes once, all clients receive the same payload and decode it. The encoders' state lives on the server
+    and is updated in each round.
+
+    Args:
+      model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
+      encoder_fn: Returns a `SimpleEncoder` for a variable's `tf.TensorSpec`; such as
+        `tff_kit.build_broadcast_encoder_fn("uniform:8")`.
+
+    Returns:
+      A `DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process`.
+
+    Raises:
+      TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
+    """
+    weights_type = _weights_type(model_fn)
+    specs = tff.types.type_to_tf_tensor_specs(weights_type)
+    encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+
+    @tff.tensorflow.computation
+    def initial_state():
+        return tuple(encoder.initial_state() for encoder in encoder_list)
+
+    @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
+    def encode(state, weights):
+        flat = tf.nest.flatten(weights)
+        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, state)]
+        encoded = tuple(output[0] for output in outputs)
+        decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        measurements = collections.OrderedDict(
+            bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
+            distortion=_normalised(_squared_error_and_norm(flat, decoded)),
+        )
+        return tuple(output[1] for output in outputs), encoded, measurements
+
+    @tff.tensorflow.computation(encode.type_signature.result[1])
+    def decode(encoded):
+        return tf.nest.pack_sequence_as(specs, [e.decode(x) for e, x in zip(encoder_list, encoded)])
+
+    @tff.federated_computation
+    def initialize():
+        return tff.federated_eval(initial_state, tff.SERVER)
+
+    @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(weights_type, tff.SERVER))
+    def send(state, weights):
+        state, encoded, measurements = tff.federated_map(encode, (state, weights))
+        received = tff.federated_map(decode, tff.federated_broadcast(encoded))
+        return tff.templates.MeasuredProcessOutput(state, received, measurements)
+
+    return tff.learning.templates.DistributionProcess(initialize, send)
+
+
+def build_encoded_mean_process_from_model(
+    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]
+) -> tff.aggregators.WeightedAggregationFactory:
+    """Builds the process that averages the clients' updates, each encoded on its way to the server.
+
+    Each client multiplies its update by its weight and encodes it; the server decodes, adds, and divides by the sum of
+    weights. The encoders' state lives on the server and is updated in each round with what the clients report.
+
+    Args:
+      model_fn: Returns a `tff.learning.models.VariableModel`; its weights are checked to fit the encoders.
+      encoder_fn: Returns a `GatherEncoder` for a variable's `tf.TensorSpec`; such as
+        `tff_kit.build_mean_encoder_fn("uniform:8")`.
+
+    Returns:
+      A `tff.aggregators.WeightedAggregationFactory`, the `aggregation_process` of `build_federated_averaging_process`.
+
+    Raises:
+      TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.
+    """
+    _make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
+    return _mean_factory(_EncodedSumFactory(encoder_fn))
+
+
+def _mean_factory(value_sum_factory=None) -> tff.aggregators.MeanFactory:
+    return tff.aggregators.MeanFactory(value_sum_factory, _WeightSumFactory(), no_nan_division=True)
+
+
+class _WeightSumFactory(tff.aggregators.UnweightedAggregationFactory):
+    """Sums the clients' weights and counts those that are zero: TFF gives such a weight to an update that isn't finite."""
+
+    def create(self, value_type):
+        inner = tff.aggregators.SumFactory().create(value_type)
+
+        @tff.tensorflow.computation(value_type)
+        def is_zero(weight):
+            return tf.cast(tf.equal(weight, 0), tf.int32)
+
+        @tff.federated_computation(inner.initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS))
+        def add(state, weight):
+            output = inner.next(state, weight)
+            left_out = tff.federated_sum(tff.federated_map(is_zero, weight))
+            measurements = tff.federated_zip(collections.OrderedDict(left_out=left_out))
+            return tff.templates.MeasuredProcessOutput(output.state, output.result, measurements)
+
+        return tff.templates.AggregationProcess(inner.initialize, add)
+
+
+class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
+    """Sums encoded values and measures them."""
+
+    def __init__(self, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
+        self._encoder_fn = encoder_fn
+
+    def create(self, value_type):
+        specs = tff.types.type_to_tf_tensor_specs(value_type)
+        encoder_list = _make_encoders(self._encoder_fn, specs, te.core.GatherEncoder)
+
+        @tff.tensorflow.computation
+        def initial_state():
+            return tuple(encoder.initial_state() for encoder in encoder_list)
+
+        state_type = initial_state.type_signature.result
+
+        @tff.tensorflow.computation(state_type)
+        def params(state):
+            return tuple(encoder.get_params(s) for encoder, s in zip(encoder_list, state))
+
+        params_type = params.type_signature.result
+
+        @tff.tensorflow.computation(value_type, params_type)
+        def encode(value, params):
+            flat = tf.nest.flatten(value)
+            messages, decoded = [], []
+            for encoder, x, (encoding, before_sum, after_sum) in zip(encoder_list, flat, params):
+                encoded, state_update = encoder.encode(x, encoding)
+                # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
+                messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
+                part = encoder.decode_before_sum(encoded, before_sum)
+                decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
+            return tuple(messages), _squared_error_and_norm(flat, decoded)
+
+        message_type = encode.type_signature.result
+
+        def decode_part(message):
+            messages, error = message
+            return collections.OrderedDict(
+                values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(encoder_list, messages)),
+                state_updates=tuple(
+                    tuple(map(_single, tf.nest.flatten(m["state_update"]), tf.nest.flatten(e.state_update_aggregation_modes)))
+                    for e, m in zip(encoder_list, messages)
+                ),
+                error_and_norm=error,
+                bits=tf.cast(encoders.payload_bits([(m["encoded"], m["params"]) for m in messages]), tf.int64),
+                clients=tf.constant([1]),
+            )
+
+        modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in encoder_list]
+        zero, total_type = _zero(tff.tensorflow.computation(decode_part, message_type).type_signature.result, modes)
+
+        def merge_parts(a, b):
+            merged = collections.OrderedDict((key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a)
+            merged["state_updates"] = tuple(
+                tuple(map(_merge_state_update, x, y, mode)) for x, y, mode in zip(a["state_updates"], b["state_updates"], modes)
+            )
+            return merged
+
+        @tff.tensorflow.computation(total_type, message_type)
+        def accumulate(total, message):
+            return merge_parts(total, decode_part(message))
+
+        @tff.tensorflow.computation(total_type, total_type)
+        def merge(a, b):
+            return merge_parts(a, b)
+
+        @tff.tensorflow.computation(total_type)
+        def report(total):
+            return total
+
+        @tff.tensorflow.computation(state_type, params_type, total_type)
+        def finish(state, params, total):
+            values = [
+                encoder.decode_after_sum(value, after_sum, total["clients"])
+                for encoder, value, (_, _, after_sum) in zip(encoder_list, total["values"], params)
+            ]
+            new_state = tuple(
+                encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
+                for encoder, s, update in zip(encoder_list, state, total["state_updates"])
+            )
+            measurements = collections.OrderedDict(
+                bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
+                distortion=_normalised(total["error_and_norm"]),
+            )
+            return new_state, tf.nest.pack_sequence_as(specs, values), measurements
+
+        @tff.federated_computation
+        def initialize():
+            return tff.federated_eval(initial_state, tff.SERVER)
+
+        @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS))
+        def add(state, value):
+            server_params = tff.federated_map(params, state)
+            messages = tff.federated_map(encode, (value, tff.federated_broadcast(server_params)))
+            total = tff.federated_aggregate(messages, zero(), accumulate, merge, report)
+            state, result, measurements = tff.federated_map(finish, (state, server_params, total))
+            return tff.templates.MeasuredProcessOutput(state, result, measurements)
+
+        return tff.templates.AggregationProcess(initialize, add)
+
+
+def _single(update: tf.Tensor, mode: te.core.StateAggregationMode) -> tf.Tensor:
+    return update[tf.newaxis] if mode == _Modes.STACK else update
+
+
+def _merge_state_update(a: tf.Tensor, b: tf.Tensor, mode: te.core.StateAggregationMode) -> tf.Tensor:
+    if mode == _Modes.STACK:
+        return tf.concat([a, b], axis=0)
+    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](a, b)
+
+
+def _zero(part_type: tff.Type, modes: list[tuple]) -> tuple[tff.Computation, tff.Type]:
+    """Returns the computation that makes the sum of no client's parts, and the type of sums."""
+    specs = tff.types.type_to_tf_tensor_specs(part_type)
+
+    def zero_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
+        if mode == _Modes.STACK:
+            return tf.zeros([0, *spec.shape[1:]], spec.dtype)
+        return tf.fill(spec.shape, {_Modes.SUM: tf.zeros([], spec.dtype), _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode])
+
+    @tff.tensorflow.computation
+    def zero():
+        total = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), {k: v for k, v in specs.items() if k != "state_updates"})
+        total["state_updates"] = tuple(tuple(map(zero_update, s, m)) for s, m in zip(specs["state_updates"], modes))
+        return collections.OrderedDict((key, total[key]) for key in specs)
+
+    def of_any_number_of_clients(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec
+
+    specs["state_updates"] = tuple(tuple(map(of_any_number_of_clients, s, m)) for s, m in zip(specs["state_updates"], modes))
+    return zero, tff.types.tensorflow_to_type(specs)
+
+
+def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
+    made = [encoder_fn(spec) for spec in tf.nest.flatten(specs)]
+    for encoder in made:
+        if not isinstance(encoder, expected):
+            raise TypeError(
+                f"Expected encoder_fn to return a {expected.__name__}, found {type(encoder).__name__}. "
+                "Tip: a broadcast takes a SimpleEncoder (te.encoders.as_simple_encoder), a mean a GatherEncoder "
+                "(te.encoders.as_gather_encoder)."
+            )
+    return made
+
+
+def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
+    error = sum(tf.reduce_sum(tf.square(tf.cast(x - y, tf.float32))) for x, y in zip(values, decoded))
+    norm = sum(tf.reduce_sum(tf.square(tf.cast(x, tf.float32))) for x in values)
+    return tf.stack([error, norm])
+
+
+def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
+    return tf.math.divide_no_nan(error_and_norm[0], error_and_norm[1])
+
+
+def _weights_type(model_fn: ModelFn) -> tff.Type:
+    with tf.Graph().as_default():
+        return tff.learning.models.weights_type_from_model(model_fn())
+
+
+def _as_tff_optimizer(optimizer_fn: OptimizerFn) -> tff.learning.optimizers.Optimizer:
+    if isinstance(optimizer_fn, tff.learning.optimizers.Optimizer):
+        return optimizer_fn
+    optimizer = optimizer_fn() if callable(optimizer_fn) else optimizer_fn
+    if isinstance(optimizer, tff.learning.optimizers.Optimizer):
+        return optimizer
+    if isinstance(optimizer, tf.keras.optimizers.SGD) and not optimizer.nesterov:
+        return tff.learning.optimizers.build_sgdm(float(optimizer.learning_rate), float(optimizer.momentum) or None)
+    if isinstance(optimizer, tf.keras.optimizers.Adam) and not optimizer.amsgrad:
+        return tff.learning.optimizers.build_adam(
+            float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
+        )
+    raise TypeError(
+        "Expected an optimizer of tff.learning.optimizers, tf.keras.optimizers.SGD or Adam, or a function that returns "
+        f"one; found {optimizer!r}. Tip: tff.learning.optimizers has what TFF can run on clients."
+    )
