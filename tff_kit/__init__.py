@@ -1,0 +1,38 @@
+"""Federated learning with compressed communication on TensorFlow Federated 0.87, every bit counted."""
+
+import os
+import platform
+import sys
+
+if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    raise ImportError(
+        "tff_kit needs Python 3.9, 3.10 or 3.11 on Linux x86-64, the only ones for which TensorFlow Federated 0.87 exists; "
+        f"found Python {platform.python_version()} on {platform.system()} {platform.machine()}."
+    )
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages; has to be set before its import.
+
+from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
+from tff_kit.experiments import Emnist, Experiment
+from tff_kit.processes import (
+    build_encoded_broadcast_process_from_model,
+    build_encoded_mean_process_from_model,
+    build_federated_averaging_process,
+)
+from tff_kit.sizing import format_size, set_sizing_environment, sizing_executor_factory
+from tff_kit.training import evaluate, train
+
+__all__ = [
+    "Emnist",
+    "Experiment",
+    "build_broadcast_encoder_fn",
+    "build_encoded_broadcast_process_from_model",
+    "build_encoded_mean_process_from_model",
+    "build_federated_averaging_process",
+    "build_mean_encoder_fn",
+    "evaluate",
+    "format_size",
+    "set_sizing_environment",
+    "sizing_executor_factory",
+    "train",
+]

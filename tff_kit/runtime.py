@@ -61,6 +61,7 @@ class Worker:
         self._stub: Optional[tff.framework.RemoteExecutorGrpcStub] = None
         self._channel: Optional[grpc.Channel] = None
         self._lock = threading.Lock()
+        self._stopped = False
 
     @property
     def pid(self) -> Optional[int]:
@@ -72,17 +73,20 @@ class Worker:
         """Returns a connection to the running worker; starts one where there is none.
 
         Raises:
-          WorkerError: If the worker ends at once, or doesn't answer within a minute.
+          WorkerError: If the worker ends at once, doesn't answer within a minute, or was stopped.
         """
         with self._lock:
+            if self._stopped:
+                raise WorkerError("Expected a worker to compute on, but this one was stopped.")
             if self.pid is None or self._stub is None:
                 self._stop()
                 self._start()
             return self._stub
 
     def stop(self) -> None:
-        """Ends the worker. It starts again when it is next needed."""
+        """Ends the worker for good: what still waits for it fails instead of starting another."""
         with self._lock:
+            self._stopped = True
             self._stop()
         atexit.unregister(self.stop)
 

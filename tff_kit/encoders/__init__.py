@@ -3,10 +3,11 @@
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import UniformQuantizationStage
 from tff_kit.encoders.size import payload_bits
-from tff_kit.encoders.spec import SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
+from tff_kit.encoders.spec import THRESHOLD, SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
 
 __all__ = [
     "BitpackingStage",
+    "THRESHOLD",
     "SpecError",
     "UniformQuantizationStage",
     "build_broadcast_encoder_fn",

@@ -1,0 +1,49 @@
+# The project's commands. Every target that needs the environment makes it first.
+
+ROUNDS ?= 10
+CLIENTS ?= 10
+DATA ?= auto
+SEED ?= 0
+ARGS ?=
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train train-compressed tensorboard test lint bench requirements clean
+
+help: ## Lists all targets.
+	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+setup: $(INSTALLED) ## Makes .venv from requirements.txt.
+
+$(INSTALLED): requirements.txt scripts/setup.sh
+	@bash scripts/setup.sh
+	@touch $@
+
+train: setup ## Trains EMNIST by federated averaging, nothing compressed.
+	@$(PYTHON) -m tff_kit train emnist $(SETTINGS)
+
+train-compressed: setup ## Trains EMNIST with the tutorial's 8-bit encoding both ways.
+	@$(PYTHON) -m tff_kit train emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
+
+tensorboard: setup ## Shows the curves of all runs in logs/.
+	@.venv/bin/tensorboard --logdir logs
+
+test: setup ## Runs all tests.
+	@$(PYTHON) -m pytest
+
+lint: setup ## Checks style and types.
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+bench: setup ## Measures round time and memory, in pairs.
+	@$(PYTHON) benchmarks/round_time.py
+
+requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
+	@bash scripts/lock.sh
+
+clean: ## Removes the environment.
+	@rm -rf .venv

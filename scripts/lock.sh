@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Resolves pyproject.toml into requirements.txt: one list, of wheels only, that serves Python 3.9, 3.10 and 3.11.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+{
+    cat <<'HEADER'
+# Everything that is installed, closed and pinned; made by `make requirements`, to be installed with --no-deps.
+# Resolved for Python 3.9, whose versions run on 3.10 and 3.11 as well. Odd ones:
+#   jax, jaxlib 0.4.18           TFF 0.87.0 asks for 0.4.14, which the package index no longer has.
+#   tensorflow 2.14.1, numpy, scipy, attrs, packaging, typing-extensions 4.5, old as TFF 0.87.0 asks. A typing-extensions
+#                                from 4.6 on breaks tf.saved_model.save, and with it TFF's checkpoints.
+#   sqlalchemy 1.4.54            google-vizier, which TFF asks for, wants <=1.4.20, which has no wheel for Python 3.11.
+#   transformers 4.46.3          The last line that runs beside TensorFlow 2.14 and its Keras.
+HEADER
+    UV_PYTHON_DOWNLOADS=never uv pip compile pyproject.toml --quiet --python-version 3.9 \
+        --python-platform x86_64-manylinux_2_31 --only-binary :all: --no-header --no-annotate
+} > requirements.txt.part
+mv requirements.txt.part requirements.txt

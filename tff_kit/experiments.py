@@ -1,0 +1,94 @@
+"""The settings of each experiment, with their reasons.
+
+A task is a subclass of `Experiment`: its data, its model, and the settings in which it differs. The defaults are those
+of the text that the task is taken from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tff_kit import datasets, encoders
+from tff_kit.datasets import emnist
+from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
+
+
+class SettingsError(ValueError):
+    """A setting that can't be. The message says what was expected and what was found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What every federated averaging experiment can be told."""
+
+    rounds: int = 10
+    """Rounds of federated averaging."""
+    clients: int = 10
+    """Clients sampled in each round, without replacement."""
+    broadcast: str = "identity"
+    """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS or uniform:BITS."""
+    mean: str = "identity"
+    """Encoder of the clients' updates on their way to the server, likewise."""
+    threshold: int = encoders.THRESHOLD
+    """Only variables with more elements than this are encoded; biases are sensitive to error, and small."""
+    client_lr: float = 0.02
+    """Learning rate of the clients' SGD."""
+    server_lr: float = 1.0
+    """Learning rate of the server's SGD; 1 is plain averaging."""
+    local_epochs: int = 1
+    """How often a client goes through its examples in a round."""
+    batch_size: int = 20
+    """Examples in a client's training batch."""
+    seed: int = 0
+    """Of the initial weights, the sampling of clients, the order of their examples and the encoders."""
+    eval_every: int = 10
+    """Rounds between evaluations on the held-out data; a checkpoint is kept as often. The last round is evaluated too."""
+    data: str = "auto"
+    """Where the data is."""
+
+    task = ""
+
+    def __post_init__(self):
+        for name in ("rounds", "clients", "local_epochs", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"Expected --{name.replace('_', '-')} to be at least 1, found {getattr(self, name)}.")
+        for name in ("client_lr", "server_lr"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"Expected --{name.replace('_', '-')} to be more than 0, found {getattr(self, name)}.")
+        for name in ("threshold", "seed"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"Expected --{name} to be 0 or more, found {getattr(self, name)}.")
+        encoders.parse_spec(self.broadcast)
+        encoders.parse_spec(self.mean)
+
+    def load_data(self) -> datasets.FederatedDataset:
+        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        raise NotImplementedError
+
+    def build_model(self) -> tf.keras.Model:
+        """Returns a new, untrained model that puts out class probabilities."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Emnist(Experiment):
+    """Handwritten digits by writer, as in the compression tutorial of TensorFlow Federated."""
+
+    data: str = "auto"
+    """auto: EMNIST, cached or downloaded, else the digits inside scikit-learn. emnist, digits: just the one. Or the
+    folder that holds emnist_all.sqlite."""
+    only_digits: bool = True
+    """Ten classes; --no-only-digits for EMNIST's 62."""
+
+    task = "emnist"
+
+    def load_data(self) -> datasets.FederatedDataset:
+        return emnist.load(self.data, self.only_digits, self.batch_size, self.local_epochs)
+
+    def build_model(self) -> tf.keras.Model:
+        return create_original_fedavg_cnn_model(self.only_digits)
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {experiment.task: experiment for experiment in (Emnist,)}

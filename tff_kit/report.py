@@ -1,0 +1,132 @@
+"""What a training tells: lines and a table in the terminal, metrics.csv, TensorBoard."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from typing import Any
+
+import tensorflow_federated as tff
+from rich import box
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.table import Table
+
+from tff_kit import runs, sizing
+from tff_kit.datasets import FederatedDataset
+from tff_kit.experiments import Experiment
+
+_MEBIBYTE = 8 * 2**20  # In bits.
+_LONG_TABLE = 30
+
+METRICS = (
+    "round",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "broadcast_bits",
+    "aggregate_bits",
+    "seconds",
+    "broadcast_distortion",
+    "aggregate_distortion",
+    "clients_left_out",
+)
+"""The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
+
+
+class Logs:
+    """Writes each round to metrics.csv and to TensorBoard."""
+
+    def __init__(self, run: runs.RunDirectory):
+        self._metrics = run.metrics
+        if not run.metrics.exists():
+            self.clear()
+        # Rewritten whole with each round: a run that is killed leaves no half line.
+        self._csv = tff.program.CSVFileReleaseManager(run.metrics, tff.program.CSVSaveMode.WRITE, key_fieldname="round")
+        self._tensorboard = tff.program.TensorBoardReleaseManager(run.path)
+
+    def clear(self) -> None:
+        """Leaves nothing in metrics.csv but its columns' names, which TFF's manager then keeps in this order."""
+        self._metrics.write_text(",".join(METRICS) + "\n")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes one round; replaces it and drops all later ones, where the run went on from before."""
+        values = {name: value for name, value in row.items() if name != "round"}
+        asyncio.run(self._csv.release(values, key=row["round"]))
+        scalars = {
+            "loss": row["train_loss"],
+            "sparse_categorical_accuracy": row["train_accuracy"],
+            "cumulative_broadcasted_bits": float(row["broadcast_bits"]),
+            "cumulative_aggregated_bits": float(row["aggregate_bits"]),
+            "broadcast_distortion": row["broadcast_distortion"],
+            "aggregate_distortion": row["aggregate_distortion"],
+        }
+        if row["test_accuracy"] is not None:
+            scalars.update(test_loss=row["test_loss"], test_accuracy=row["test_accuracy"])
+            mebibytes = (row["broadcast_bits"] + row["aggregate_bits"]) // _MEBIBYTE
+            asyncio.run(self._tensorboard.release({"test_accuracy_by_total_MiB": row["test_accuracy"]}, key=mebibytes))
+        asyncio.run(self._tensorboard.release(scalars, key=row["round"]))
+
+
+class Progress:
+    """A progress bar over the rounds, and a line for each."""
+
+    def __init__(self, console: Console, experiment: Experiment, done: int):
+        columns = ("{task.description}", rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(),
+                   rich_progress.TimeElapsedColumn(), "left", rich_progress.TimeRemainingColumn())
+        self._bar = rich_progress.Progress(*columns, console=console, transient=True)
+        self._console = console
+        self._task = self._bar.add_task("rounds", total=experiment.rounds, completed=done)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Shows a finished round."""
+        tested = "" if row["test_accuracy"] is None else f", test accuracy {row['test_accuracy']:.4f}"
+        left_out = f", {row['clients_left_out']} clients left out: update not finite" if row["clients_left_out"] else ""
+        self._console.print(
+            f"round {row['round']:3d}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}{tested}, "
+            f"broadcast {sizing.format_size(row['broadcast_bits'])}, aggregated {sizing.format_size(row['aggregate_bits'])}, "
+            f"{row['seconds']:.2f} s{left_out}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._bar.advance(self._task)
+
+
+def print_heading(console: Console, experiment: Experiment, data: FederatedDataset, path) -> None:
+    """Prints what is about to run, and what a reader should know of the data."""
+    console.print(f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {experiment.clients} a round; "
+                  f"broadcast {experiment.broadcast}, mean {experiment.mean}; into {path}", highlight=False, soft_wrap=True)
+    for note in data.notes:
+        console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, experiment: Experiment, data: FederatedDataset, run: runs.RunDirectory) -> None:
+    """Prints a table of the run's rounds; of a long run, those that were evaluated."""
+    with open(run.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) > _LONG_TABLE:
+        rows = [row for row in rows if row["test_accuracy"]]
+    table = Table(
+        title=f"{experiment.task} on {data.name}: broadcast {experiment.broadcast}, mean {experiment.mean}",
+        box=box.SIMPLE_HEAD,  # Fits a terminal of 80 columns.
+    )
+    for name in ("round", "train\nloss", "train\naccuracy", "test\nloss", "test\naccuracy", "broadcast", "aggregated", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["round"],
+            *(f"{float(row[name]):.4f}" if row[name] else "" for name in METRICS[1:5]),
+            *(sizing.format_size(int(row[name])) for name in METRICS[5:7]),
+            f"{float(row['seconds']):.2f}",
+        )
+    console.print(table)
+    console.print("Bits are running totals over all clients of a round, everything counted that crosses.", highlight=False, soft_wrap=True)
+    console.print(f"TensorBoard: tensorboard --logdir {run.path.parent}", highlight=False, soft_wrap=True)

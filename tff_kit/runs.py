@@ -1,0 +1,147 @@
+"""Run directories: what a training leaves on disk, and who may write there.
+
+    settings.json   the experiment's settings, the data's name, versions
+    metrics.csv     a line a round
+    events.*        TensorBoard's
+    checkpoints/    the last states of the process, to resume from
+    model.keras     the final Keras model
+    worker.log      what TFF's worker printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_kit.experiments import Experiment
+
+_OWN_FILES = ("settings.json", "metrics.csv", "model.keras", "worker.log", "checkpoints")
+
+
+class RunError(RuntimeError):
+    """A run directory that can't be used as asked. The message says why, and what can be done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """The places in a run directory."""
+
+    path: pathlib.Path
+
+    @property
+    def settings(self) -> pathlib.Path:
+        return self.path / "settings.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> pathlib.Path:
+        return self.path / "model.keras"
+
+    @property
+    def worker_log(self) -> pathlib.Path:
+        return self.path / "worker.log"
+
+    def read_experiment(self, expected: type[Experiment]) -> Experiment:
+        """Returns the experiment that ran here; raises `RunError` where there is none, or of another task."""
+        try:
+            settings = json.loads(self.settings.read_text())
+            if settings["task"] == expected.task:
+                return expected(**settings["experiment"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"Expected a run with its settings.json in {self.path}, found {error!r}.") from error
+        raise RunError(f"Expected a run of {expected.task} in {self.path}, found one of {settings['task']}.")
+
+    def write_settings(self, experiment: Experiment, data_name: str, notes: tuple[str, ...]) -> None:
+        settings: dict[str, Any] = {
+            "task": experiment.task,
+            "experiment": dataclasses.asdict(experiment),
+            "data": data_name,
+            "notes": list(notes),
+            "versions": {
+                "python": platform.python_version(),
+                "tensorflow": tf.__version__,
+                "tensorflow_federated": tff.__version__,
+            },
+        }
+        part = self.settings.with_suffix(".part")
+        part.write_text(json.dumps(settings, indent=2) + "\n")
+        part.replace(self.settings)
+
+
+@contextlib.contextmanager
+def open_run(path: pathlib.Path, experiment: Experiment, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
+    """Makes `path` the run directory of `experiment`, and keeps others out of it meanwhile.
+
+    Args:
+      path: Where; made if it does not exist.
+      experiment: What will run there.
+      resume: Go on with the run in `path`, which must have had the same settings; more rounds are allowed.
+      overwrite: Delete a run in `path` first.
+
+    Raises:
+      RunError: If another run is in `path`, or other settings.
+    """
+    if resume and overwrite:
+        raise RunError("Expected --resume or --overwrite, found both.")
+    run = RunDirectory(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"Expected a folder for the run's files, found the file {path}.")
+    if resume:
+        _check_same_settings(run, experiment)
+    elif not overwrite and path.exists() and any(path.iterdir()):
+        raise RunError(f"Expected a new or empty folder for this run, found {path} in use. "
+                       "Use --resume to go on with the run in it, --overwrite to replace it, or another --logdir.")
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if overwrite:
+            _delete_run(path)
+        yield run
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    folder = os.open(path, os.O_RDONLY)  # A lock on the folder leaves no file, and the kernel drops it with the process.
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunError(f"Expected no other process to train in {path}, found one. Use another --logdir.") from None
+    finally:
+        os.close(folder)
+
+
+def _delete_run(path: pathlib.Path) -> None:
+    for name in [*_OWN_FILES, *(events.name for events in path.rglob("events.out.tfevents.*"))]:
+        target = path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _check_same_settings(run: RunDirectory, experiment: Experiment) -> None:
+    before = dataclasses.asdict(run.read_experiment(type(experiment)))
+    now = dataclasses.asdict(experiment)
+    other = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if name != "rounds" and before.get(name) != now[name]]
+    if other:
+        raise RunError(f"Expected the settings of the run in {run.path} to resume it, found others: {'; '.join(other)}.")
+    if now["rounds"] < before["rounds"]:
+        raise RunError(f"Expected at least the {before['rounds']} rounds of the run in {run.path}, found {now['rounds']}.")

@@ -1,0 +1,217 @@
+"""Rounds of federated averaging: sampling, evaluation, checkpoints, logs. The only training loop there is."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import pathlib
+import time
+from typing import Any, Optional, Union
+
+import nest_asyncio
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from rich.console import Console
+
+from tff_kit import encoders, processes, report, runs, runtime, sizing
+from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.experiments import Experiment
+
+_KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
+
+
+def train(
+    experiment: Experiment,
+    logdir: Optional[Union[str, pathlib.Path]] = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Optional[Console] = None,
+) -> runs.RunDirectory:
+    """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
+
+    Args:
+      experiment: The settings.
+      logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
+      resume: Go on with a run that was stopped or killed, from its last checkpoint.
+      overwrite: Replace a run in `logdir`.
+      console: Where to report progress; by default standard output.
+
+    Returns:
+      The run directory; `tff_kit.runs` says what is in it.
+
+    Raises:
+      tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
+      tff_kit.runs.RunError: If `logdir` can't be used as asked.
+    """
+    console = console or Console()
+    data = experiment.load_data()
+    if experiment.clients > len(data.client_ids):
+        raise DataError(f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
+                        f"found --clients {experiment.clients}.")
+    path = pathlib.Path(logdir) if logdir else _default_logdir(experiment)
+    with runs.open_run(path, experiment, resume, overwrite) as run:
+        run.write_settings(experiment, data.name, data.notes)
+        report.print_heading(console, experiment, data, run.path)
+        worker = runtime.Worker(log=run.worker_log)
+        try:
+            _Training(experiment, data, run, worker, console).run()
+        finally:
+            worker.stop()
+    return run
+
+
+def evaluate(experiment: Experiment, run: runs.RunDirectory) -> dict[str, Any]:
+    """Returns accuracy, loss and the number of examples of the final model in `run` on the experiment's held-out data.
+
+    Raises:
+      tff_kit.runs.RunError: If there is no such model, or one that doesn't fit the data.
+    """
+    data = experiment.load_data()
+    try:
+        model = tf.keras.models.load_model(run.model, compile=False)
+    except (OSError, ValueError) as error:
+        raise runs.RunError(f"Expected a trained model in {run.model}, found none: {error}") from error
+    expected, found = experiment.build_model(), model
+    if (expected.input_shape, expected.output_shape) != (found.input_shape, found.output_shape):
+        raise runs.RunError(
+            f"Expected a model from {expected.input_shape} to {expected.output_shape} for {experiment.task}, "
+            f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
+        )
+    return _evaluate(_compiled(model), data)
+
+
+def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
+    """Returns the learning process of `experiment`; `next` takes the state and `(client id, seed)` of each client."""
+
+    def model_fn() -> tff.learning.models.VariableModel:
+        return tff.learning.models.from_keras_model(
+            experiment.build_model(),
+            loss=tf.keras.losses.SparseCategoricalCrossentropy(),
+            input_spec=data.element_spec,
+            metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
+        )
+
+    @tff.tensorflow.computation(np.str_, np.int64)
+    def client_dataset(client, seed):
+        return data.client_dataset(client, seed)
+
+    arguments = {"threshold": experiment.threshold, "seed": experiment.seed}
+    process = processes.build_federated_averaging_process(
+        model_fn,
+        tff.learning.optimizers.build_sgdm(experiment.client_lr),
+        tff.learning.optimizers.build_sgdm(experiment.server_lr),
+        processes.build_encoded_broadcast_process_from_model(
+            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments)
+        ),
+        processes.build_encoded_mean_process_from_model(
+            model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)
+        ),
+    )
+    return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
+
+
+class _Training:
+    """One run: the process, its state, and where it reports to."""
+
+    def __init__(self, experiment, data: FederatedDataset, run: runs.RunDirectory, worker: runtime.Worker, console: Console):
+        nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
+        self._experiment, self._data, self._run, self._console = experiment, data, run, console
+        self._environment = sizing.set_sizing_environment(worker)
+        self._process = build_process(experiment, data)
+        # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
+        self._model = _compiled(_initial_model(experiment))
+        self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)
+        self._checkpoints = tff.program.FileProgramStateManager(
+            run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
+        )
+        self._logs = report.Logs(run)
+
+    def run(self) -> None:
+        state, first, spent = self._start()
+        with report.Progress(self._console, self._experiment, done=first) as progress:
+            for round_num in range(first + 1, self._experiment.rounds + 1):
+                state, row = self._round(state, round_num, spent)
+                self._logs.write(row)
+                if row["test_accuracy"] is not None:
+                    self._save(state, round_num, row)
+                progress.show(row)
+        self._put_weights(state)
+        self._model.save(self._run.model)
+        report.print_table(self._console, self._experiment, self._data, self._run)
+
+    def _start(self) -> tuple[Any, int, np.ndarray]:
+        """Returns the state to go on from, the number of rounds done, and the bits spent in them, down and up."""
+        state = self._process.initialize()
+        weights = tff.learning.models.ModelWeights.from_model(self._model)
+        state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
+        spent = np.zeros(2, np.int64)
+        versions = asyncio.run(self._checkpoints.get_versions())
+        if not versions:
+            self._logs.clear()
+            return state, 0, spent
+        # Kept as a flat list: TensorFlow's SavedModel takes tuples and dicts for its own, and gives others back.
+        saved = asyncio.run(self._checkpoints.load(versions[-1], [*tf.nest.flatten(state), spent]))
+        expected, found = ([(np.shape(x), np.asarray(x).dtype) for x in leaves] for leaves in ([*tf.nest.flatten(state), spent], saved))
+        if expected != found:
+            raise runs.RunError(f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
+                                f"{self._run.checkpoints}, found one of another: other tensors.")
+        return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
+
+    def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        experiment = self._experiment
+        clients = self._sample(round_num, experiment.clients)
+        seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
+        began = time.monotonic()
+        state, metrics = self._process.next(state, list(zip(clients, seeds)))
+        seconds = time.monotonic() - began
+        sizes = self._environment.get_size_info()
+        train = metrics["client_work"]["train"]
+        row = dict(
+            round=round_num,
+            train_loss=train["loss"],
+            train_accuracy=train["sparse_categorical_accuracy"],
+            test_loss=None,
+            test_accuracy=None,
+            broadcast_bits=int(spent[0]) + sizes.broadcast_bits[-1],
+            aggregate_bits=int(spent[1]) + sizes.aggregate_bits[-1],
+            seconds=seconds,
+            broadcast_distortion=metrics["distributor"]["distortion"],
+            aggregate_distortion=metrics["aggregator"]["mean_value"]["distortion"],
+            clients_left_out=metrics["aggregator"]["mean_weight"]["left_out"],
+        )
+        if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
+            self._put_weights(state)
+            tested = _evaluate(self._model, self._data)
+            row.update(test_loss=tested["loss"], test_accuracy=tested["accuracy"])
+        return state, row
+
+    def _put_weights(self, state: Any) -> None:
+        self._process.get_model_weights(state).assign_weights_to(self._model)
+
+    def _save(self, state: Any, round_num: int, row: dict[str, Any]) -> None:
+        spent = np.array([row["broadcast_bits"], row["aggregate_bits"]], np.int64)
+        asyncio.run(self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num))
+
+
+def _initial_model(experiment: Experiment) -> tf.keras.Model:
+    tf.keras.utils.set_random_seed(experiment.seed)
+    return experiment.build_model()
+
+
+def _compiled(model: tf.keras.Model) -> tf.keras.Model:
+    model.compile(
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(), metrics=[tf.keras.metrics.SparseCategoricalAccuracy()]
+    )
+    return model
+
+
+def _evaluate(model: tf.keras.Model, data: FederatedDataset) -> dict[str, Any]:
+    found = model.evaluate(data.test, verbose=0, return_dict=True)
+    examples = sum(len(labels) for _, labels in data.test)
+    return {"accuracy": found["sparse_categorical_accuracy"], "loss": found["loss"], "examples": examples}
+
+
+def _default_logdir(experiment: Experiment) -> pathlib.Path:
+    name = "_".join([experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"]).replace(":", "")
+    return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
