@@ -12,6 +12,7 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages; has to be set before its import.
 
+from tff_kit import runtime
 from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
 from tff_kit.experiments import Emnist, Experiment
 from tff_kit.processes import (
@@ -36,3 +37,6 @@ __all__ = [
     "sizing_executor_factory",
     "train",
 ]
+
+# As TFF does when it is imported; from here on with a worker that ends with this process.
+runtime.set_default_context()

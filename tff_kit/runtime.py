@@ -194,6 +194,11 @@ def create_context(executor_factory: tff.framework.ExecutorFactory) -> tff.frame
     )
 
 
+def set_default_context() -> None:
+    """Makes TFF compute on this process's shared worker, not on one of its own that it would leave behind."""
+    tff.framework.set_default_context(create_context(worker_executor_factory()))
+
+
 def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.ConcreteComputation:
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     return tff.backends.native.desugar_and_transform_to_native(simulated)

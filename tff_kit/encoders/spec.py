@@ -51,7 +51,7 @@ def _uniform(argument: Optional[str]) -> EncoderFactory:
 
 
 def _bits(argument: Optional[str]) -> int:
-    if argument is None or not argument.isdecimal() or int(argument) not in range(1, 17):
+    if argument is None or not (argument.isascii() and argument.isdecimal()) or int(argument) not in range(1, 17):
         raise ValueError("its argument is the number of bits an element, 1 to 16")
     return int(argument)
 
@@ -110,6 +110,8 @@ def _encoder_fn(spec: str, threshold: int, seed: int, wrap: Callable) -> Callabl
 
     def encoder_fn(value: tf.TensorSpec):
         value = tf.TensorSpec(value.shape, value.dtype)
+        if not value.shape.is_fully_defined():
+            raise ValueError(f"Expected a variable of fully known shape, found {value}. Encoders are made for one shape.")
         large = value.shape.num_elements() > threshold
         return wrap(make(seed) if large else te.encoders.identity(), value)
 
