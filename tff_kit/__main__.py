@@ -11,7 +11,7 @@ from typing import Optional
 import tyro
 
 import tff_kit
-from tff_kit import datasets, encoders, experiments, runs, runtime
+from tff_kit import datasets, experiments, runs, runtime
 
 _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
 
@@ -19,7 +19,7 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   evaluate TASK   print accuracy, loss and number of examples of a trained model as JSON
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
-_ERRORS = (datasets.DataError, encoders.SpecError, experiments.SettingsError, runs.RunError, runtime.WorkerError)
+_ERRORS = (datasets.DataError, experiments.SettingsError, runs.RunError, runtime.WorkerError)
 
 
 def _train_command(experiment_type: type[experiments.Experiment], default: experiments.Experiment):
@@ -86,7 +86,9 @@ def main(arguments: list[str]) -> int:
 
 def _default_settings(experiment_type: type[experiments.Experiment], arguments: list[str]) -> experiments.Experiment:
     """Returns the defaults of the command line: those of the run to resume, where one is resumed."""
-    if "--resume" in arguments and "--logdir" in arguments[:-1]:
+    if "--resume" in arguments:
+        if "--logdir" not in arguments[:-1]:
+            raise runs.RunError("Expected the run to go on with: --resume needs --logdir FOLDER.")
         logdir = arguments[arguments.index("--logdir") + 1]
         return runs.RunDirectory(pathlib.Path(logdir)).read_experiment(experiment_type)
     return experiment_type()

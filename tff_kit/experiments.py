@@ -15,7 +15,7 @@ from tff_kit.datasets import emnist
 from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
 
 
-class SettingsError(ValueError):
+class SettingsError(Exception):
     """A setting that can't be. The message says what was expected and what was found."""
 
 
@@ -60,8 +60,11 @@ class Experiment:
         for name in ("threshold", "seed"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"Expected --{name} to be 0 or more, found {getattr(self, name)}.")
-        encoders.parse_spec(self.broadcast)
-        encoders.parse_spec(self.mean)
+        for name in ("broadcast", "mean"):
+            try:
+                encoders.parse_spec(getattr(self, name))
+            except encoders.SpecError as error:
+                raise SettingsError(f"--{name}: {error}") from error
 
     def load_data(self) -> datasets.FederatedDataset:
         """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""

@@ -151,11 +151,15 @@ class _Training:
             self._logs.clear()
             return state, 0, spent
         # Kept as a flat list: TensorFlow's SavedModel takes tuples and dicts for its own, and gives others back.
-        saved = asyncio.run(self._checkpoints.load(versions[-1], [*tf.nest.flatten(state), spent]))
-        expected, found = ([(np.shape(x), np.asarray(x).dtype) for x in leaves] for leaves in ([*tf.nest.flatten(state), spent], saved))
-        if expected != found:
+        leaves = [*tf.nest.flatten(state), spent]
+        try:
+            saved = asyncio.run(self._checkpoints.load(versions[-1], leaves))
+            same = [np.shape(leaf) for leaf in leaves] == [np.shape(leaf) for leaf in saved]
+        except ValueError:  # Another number of tensors.
+            same = False
+        if not same:
             raise runs.RunError(f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
-                                f"{self._run.checkpoints}, found one of another: other tensors.")
+                                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir.")
         return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,239 @@
+"""Encoded broadcast, encoded mean, and federated averaging made of them."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+import tff_kit
+from tff_kit import processes
+
+SPEC = (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.int32))
+_Modes = te.core.StateAggregationMode
+
+
+def model_fn():
+    initializer = tf.keras.initializers.GlorotUniform(seed=1)
+    model = tf.keras.Sequential([
+        tf.keras.layers.InputLayer(input_shape=[3]),
+        tf.keras.layers.Dense(40, activation="relu", kernel_initializer=initializer),
+        tf.keras.layers.Dense(2, activation="softmax", kernel_initializer=initializer),
+    ])
+    loss = tf.keras.losses.SparseCategoricalCrossentropy()
+    return tff.learning.models.from_keras_model(
+        model, loss=loss, input_spec=SPEC, metrics=[tf.keras.metrics.SparseCategoricalAccuracy()]
+    )
+
+
+def clients(count=4, bad=()):
+    generator = np.random.default_rng(0)
+    data = []
+    for client in range(count):
+        x = generator.normal(size=[5 + client, 3]).astype(np.float32)
+        x[0] = np.nan if client in bad else x[0]
+        data.append(tf.data.Dataset.from_tensor_slices((x, (x.sum(axis=1) > 0).astype(np.int32))).batch(4))
+    return data
+
+
+def _process(broadcast=None, mean=None):
+    sgd = tff.learning.optimizers.build_sgdm
+    return tff_kit.build_federated_averaging_process(
+        model_fn,
+        sgd(0.5),
+        sgd(1.0),
+        broadcast and tff_kit.build_encoded_broadcast_process_from_model(model_fn, broadcast),
+        mean and tff_kit.build_encoded_mean_process_from_model(model_fn, mean),
+    )
+
+
+def _encoder_fns(spec):
+    return tff_kit.build_broadcast_encoder_fn(spec, 0), tff_kit.build_mean_encoder_fn(spec, 0)
+
+
+def _run(process, data, rounds=2):
+    state = process.initialize()
+    for _ in range(rounds):
+        state, metrics = process.next(state, data)
+    return process.get_model_weights(state), metrics, state
+
+
+def test_identity_trains_as_tff_does_bit_for_bit():
+    ours, _, _ = _run(_process(*_encoder_fns("identity")), clients())
+    sgd = tff.learning.optimizers.build_sgdm
+    theirs, _, _ = _run(tff.learning.algorithms.build_weighted_fed_avg(model_fn, sgd(0.5), sgd(1.0)), clients())
+    tf.nest.map_structure(np.testing.assert_array_equal, ours.trainable, theirs.trainable)
+
+
+def test_sixteen_bits_train_nearly_as_none():
+    exact, _, _ = _run(_process(), clients())
+    coarse, metrics, _ = _run(_process(*_encoder_fns("uniform:16")), clients())
+    for a, b in zip(exact.trainable, coarse.trainable):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    assert 0 < metrics["distributor"]["distortion"] < 1e-8
+    assert 0 < metrics["aggregator"]["mean_value"]["distortion"] < 1e-8
+
+
+def _send_to_one_client(process, state, weights):
+    """Runs a broadcast process; returns its new state, what the client received, and the measurements."""
+    state_type, weights_type = process.next.type_signature.parameter
+
+    @tff.federated_computation(state_type, weights_type, tff.FederatedType(np.int32, tff.CLIENTS))
+    def send(state, weights, clients):
+        output = process.next(state, weights)
+        return output.state, tff.federated_sum(output.result), output.measurements
+
+    return send(state, weights, [0])
+
+
+def _initial_weights():
+    return tf.nest.map_structure(lambda v: v.numpy() + 1, tff.learning.models.ModelWeights.from_model(model_fn()))
+
+
+def test_measured_distortion_and_bits_are_the_encoders():
+    process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn("uniform:2", 0))
+    weights = _initial_weights()
+    _, received, measurements = _send_to_one_client(process, process.initialize(), weights)
+    error = sum(np.sum(np.square(a - b)) for a, b in zip(weights.trainable, received.trainable))
+    norm = sum(np.sum(np.square(a)) for a in weights.trainable)
+    assert measurements["distortion"] == pytest.approx(error / norm, rel=1e-4)
+    assert measurements["bits_per_client"] == sum(8 * -(-2 * a.size // 8) + 64 for a in weights.trainable)
+
+
+def test_the_encoded_mean_is_the_weighted_mean_of_what_was_decoded():
+    factory = tff_kit.build_encoded_mean_process_from_model(model_fn, tff_kit.build_mean_encoder_fn("uniform:8", 0))
+    process = factory.create(tff.types.to_type([(np.float32, [1000])]), tff.TensorType(np.float32))
+    generator = np.random.default_rng(1)
+    values, weights = generator.normal(size=[3, 1000]).astype(np.float32), np.array([1, 2, 5], np.float32)
+    output = process.next(process.initialize(), [[value] for value in values], list(weights))
+    step = np.ptp(values * weights[:, None], axis=1).sum() / 255 / weights.sum()
+    np.testing.assert_allclose(output.result[0], np.average(values, axis=0, weights=weights), atol=step)
+    assert output.measurements["mean_value"]["bits_per_client"] == 8 * 1000 + 64
+
+
+class _CountingStage(te.core.AdaptiveEncodingStageInterface):
+    """Adds the number of the round to the tensor, and gathers a number of every client in each way there is."""
+
+    name = "counting"
+    compressible_tensors_keys = ["x"]
+    commutes_with_sum = False
+    decode_needs_input_shape = False
+    state_update_aggregation_modes = {"sum": _Modes.SUM, "min": _Modes.MIN, "max": _Modes.MAX, "stack": _Modes.STACK}
+
+    def initial_state(self):
+        return {"round": tf.constant(0.0), "sum": tf.constant(0.0), "min": tf.constant(0.0), "max": tf.constant(0.0), "clients": tf.constant(0)}
+
+    def update_state(self, state, state_update_tensors):
+        return {
+            "round": state["round"] + 1,
+            **{key: tf.reshape(state_update_tensors[key], []) for key in ("sum", "min", "max")},
+            "clients": tf.size(state_update_tensors["stack"]),
+        }
+
+    def get_params(self, state):
+        return {"add": state["round"]}, {"add": state["round"]}
+
+    def encode(self, x, encode_params):
+        seen = tf.reduce_max(x)
+        return {"x": x + encode_params["add"]}, dict.fromkeys(self.state_update_aggregation_modes, seen)
+
+    def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
+        return encoded_tensors["x"] - decode_params["add"]
+
+
+def _counting_encoder():
+    return te.core.EncoderComposer(te.core.tf_style_adaptive_encoding_stage(_CountingStage)()).make()
+
+
+def test_the_state_of_a_mean_encoder_lives_on_the_server_and_follows_the_clients():
+    factory = tff_kit.build_encoded_mean_process_from_model(
+        model_fn, lambda value: te.encoders.as_gather_encoder(_counting_encoder(), tf.TensorSpec(value.shape, value.dtype))
+    )
+    process = factory.create(tff.types.to_type([(np.float32, [2])]), tff.TensorType(np.float32))
+    state = process.initialize()
+    for number in range(1, 4):
+        values = [[np.array([5.0, 7.0], np.float32)], [np.array([1.0, 3.0], np.float32)]]
+        output = process.next(state, values, [1.0, 1.0])
+        state = output.state
+        np.testing.assert_allclose(output.result[0], [3.0, 5.0])
+        (found,) = [tf.nest.flatten(part) for part in state["value_sum_process"]]
+        assert sorted(map(float, found)) == sorted([number, 10.0, 3.0, 7.0, 2.0])  # Round, sum, min, max, clients.
+
+
+def test_the_state_of_a_broadcast_encoder_lives_on_the_server():
+    def encoder_fn(value):
+        return te.encoders.as_simple_encoder(te.core.EncoderComposer(te.testing.PlusOneOverNEncodingStage()).make(), value)
+
+    process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, encoder_fn)
+    weights, state = _initial_weights(), process.initialize()
+    first = tf.nest.flatten(state)
+    for _ in range(3):
+        state, received, _ = _send_to_one_client(process, state, weights)
+        for a, b in zip(received.trainable, weights.trainable):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert [float(b - a) for a, b in zip(first, tf.nest.flatten(state))] == [3.0] * 4
+
+
+def test_a_client_whose_update_is_not_finite_is_left_out_and_counted():
+    data = clients(4, bad=(2,))
+    with_bad, metrics, _ = _run(_process(*_encoder_fns("uniform:16")), data, rounds=1)
+    without, _, _ = _run(_process(*_encoder_fns("uniform:16")), [data[i] for i in (0, 1, 3)], rounds=1)
+    assert metrics["aggregator"]["mean_weight"]["left_out"] == 1
+    assert np.isfinite(metrics["client_work"]["train"]["loss"])
+    for a, b in zip(with_bad.trainable, without.trainable):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_when_all_clients_are_left_out_the_model_stays():
+    process = _process(*_encoder_fns("uniform:8"))
+    state = process.initialize()
+    before = process.get_model_weights(state)
+    state, metrics = process.next(state, clients(2, bad=(0, 1)))
+    assert metrics["aggregator"]["mean_weight"]["left_out"] == 2
+    tf.nest.map_structure(np.testing.assert_array_equal, before.trainable, process.get_model_weights(state).trainable)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (lambda: tf.keras.optimizers.SGD(0.25, momentum=0.5), tff.learning.optimizers.build_sgdm(0.25, 0.5)),
+        (lambda: tf.keras.optimizers.SGD(0.25), tff.learning.optimizers.build_sgdm(0.25)),
+        (lambda: tf.keras.optimizers.Adam(0.25), tff.learning.optimizers.build_adam(0.25)),
+        (tff.learning.optimizers.build_adam(0.5), tff.learning.optimizers.build_adam(0.5)),
+    ],
+)
+def test_optimizers_of_keras_become_tffs(given, expected):
+    found = processes._as_tff_optimizer(given)
+    spec = tf.TensorSpec([2], tf.float32)
+    weights, gradients = tf.constant([1.0, 2.0]), tf.constant([0.5, -3.0])
+    states = [optimizer.initialize(spec) for optimizer in (found, expected)]
+    for _ in range(3):
+        (states[0], a), (states[1], b) = (o.next(s, weights, gradients) for o, s in zip((found, expected), states))
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda: tf.keras.optimizers.Ftrl(), lambda: tf.keras.optimizers.SGD(nesterov=True), "sgd"])
+def test_other_optimizers_are_refused(wrong):
+    with pytest.raises(TypeError, match=r"Expected an optimizer of tff\.learning\.optimizers"):
+        tff_kit.build_federated_averaging_process(model_fn, wrong)
+
+
+def test_the_wrong_kind_of_encoder_is_refused():
+    broadcast, mean = _encoder_fns("uniform:8")
+    with pytest.raises(TypeError, match="Expected encoder_fn to return a SimpleEncoder, found GatherEncoder"):
+        tff_kit.build_encoded_broadcast_process_from_model(model_fn, mean)
+    with pytest.raises(TypeError, match="Expected encoder_fn to return a GatherEncoder, found SimpleEncoder"):
+        tff_kit.build_encoded_mean_process_from_model(model_fn, broadcast)
+
+
+def test_processes_have_tffs_types():
+    broadcast, mean = _encoder_fns("uniform:8")
+    process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, broadcast)
+    assert isinstance(process, tff.learning.templates.DistributionProcess)
+    weights = tff.learning.models.weights_type_from_model(model_fn)
+    expected = tff.types.to_type(collections.OrderedDict(bits_per_client=np.float64, distortion=np.float32))
+    tff.types.FederatedType(expected, tff.SERVER).check_equivalent_to(process.next.type_signature.result.measurements)
+    process.next.type_signature.result.result.member.check_equivalent_to(weights)
+    assert isinstance(_process(broadcast, mean), tff.learning.templates.LearningProcess)

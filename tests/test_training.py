@@ -1,0 +1,239 @@
+"""Training from the command line: what it leaves behind, what it refuses, and that a killed run goes on."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+from conftest import ROOT, write_cache
+from tensorboard.backend.event_processing import event_accumulator
+
+import tff_kit
+from tff_kit import __main__ as command_line
+from tff_kit import report, runtime
+
+SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
+REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_context():
+    yield
+    runtime.set_default_context()
+
+
+def _train(*arguments):
+    return command_line.main(["train", "emnist", *map(str, arguments)])
+
+
+def _rows(logdir):
+    with open(logdir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of six rounds."""
+    logdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert _train(*SMALL, "--rounds", 6, "--eval-every", 2, "--logdir", logdir) == 0
+    return logdir
+
+
+def test_a_run_leaves_settings_metrics_curves_checkpoints_and_model(run):
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["task"] == "emnist"
+    assert settings["experiment"]["client_lr"] == 0.1
+    assert settings["experiment"]["server_lr"] == 1.0
+    assert "scikit-learn" in settings["data"]
+    assert settings["versions"]["tensorflow_federated"] == "0.87.0"
+    rows = _rows(run)
+    assert list(rows[0])[: len(REQUIRED)] == REQUIRED
+    assert list(rows[0]) == list(report.METRICS)
+    assert [int(row["round"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [bool(row["test_accuracy"]) for row in rows] == [False, True] * 3
+    assert [int(row["broadcast_bits"]) for row in rows] == [n * int(rows[0]["broadcast_bits"]) for n in range(1, 7)]
+    assert all(0 < float(row["aggregate_distortion"]) < 0.1 for row in rows)
+    assert tf.keras.models.load_model(run / "model.keras", compile=False).count_params() == 1_663_370
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["round_4", "round_6"]
+
+
+def test_tensorboard_has_the_tutorials_curves_and_more(run):
+    events = event_accumulator.EventAccumulator(str(run), {event_accumulator.TENSORS: 0}).Reload()
+    curves = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
+    for name in ("loss", "sparse_categorical_accuracy", "cumulative_broadcasted_bits", "cumulative_aggregated_bits"):
+        assert [event.step for event in curves[name]] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in curves["test_accuracy"]] == [2, 4, 6]
+    rows = _rows(run)
+    mebibytes = [(int(row["broadcast_bits"]) + int(row["aggregate_bits"])) // 2**23 for row in rows[1::2]]
+    assert [event.step for event in curves["test_accuracy_by_total_MiB"]] == mebibytes
+
+
+def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):
+    assert command_line.main(["evaluate", "emnist", "--model", str(run), "--data", "digits"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = _rows(run)[-1]
+    assert found["accuracy"] == pytest.approx(float(last["test_accuracy"]), abs=1e-6)
+    assert found["loss"] == pytest.approx(float(last["test_loss"]), rel=1e-5)
+    assert found["examples"] == 180
+
+
+def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, tmp_path):
+    logdir = tmp_path / "killed"
+    command = [sys.executable, "-m", "tff_kit", "train", "emnist", *SMALL, "--rounds", "6", "--eval-every", "2", "--logdir", logdir]
+    program = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = psutil.Process(program.pid).children(recursive=True)
+    time.sleep(0.1)  # Into round 4.
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    assert len(_rows(logdir)) == 3
+    assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
+    assert not (logdir / "model.keras").exists()
+
+    assert _train("--resume", "--logdir", logdir) == 0
+    resumed, whole = ([{k: v for k, v in row.items() if k != "seconds"} for row in _rows(path)] for path in (logdir, run))
+    assert resumed == whole
+    weights = [tf.keras.models.load_model(path / "model.keras", compile=False).get_weights() for path in (logdir, run)]
+    for a, b in zip(*weights):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_more_rounds_can_be_added_to_a_run(run, tmp_path):
+    logdir = tmp_path / "longer"
+    assert _train(*SMALL, "--rounds", 2, "--eval-every", 2, "--logdir", logdir) == 0
+    assert _train("--resume", "--logdir", logdir, "--rounds", 4) == 0
+    assert [row["train_loss"] for row in _rows(logdir)] == [row["train_loss"] for row in _rows(run)[:4]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "Expected --rounds to be at least 1, found 0"),
+        (["--clients", "0"], "Expected --clients to be at least 1"),
+        (["--client-lr", "0"], "Expected --client-lr to be more than 0"),
+        (["--clients", "15"], "Expected at most 14 clients a round"),
+        (["--broadcast", "gzip"], "Expected an encoder NAME"),
+        (["--mean", "uniform:0"], "found 'uniform:0'"),
+        (["--data", "nowhere"], "no such folder"),
+        (["--resume"], "--resume needs --logdir"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _train(*SMALL, *arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_words_are_refused_with_those_there_are(capsys):
+    assert command_line.main(["train", "mnist"]) == 2
+    assert "TASK one of emnist" in capsys.readouterr().err
+    assert command_line.main(["fly", "emnist"]) == 2
+    assert "COMMAND one of train, evaluate" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        _train("--rownds", 3)
+    assert stopped.value.code == 2
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(run, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert _train(*SMALL, "--logdir", run) == 2
+    assert "--resume to go on" in capsys.readouterr().err
+    assert _train(*SMALL, "--rounds", 6, "--seed", 9, "--resume", "--logdir", run) == 2
+    assert "seed 0 then, 9 now" in capsys.readouterr().err
+    assert _train("--rounds", 5, "--resume", "--logdir", run) == 2
+    assert "Expected at least the 6 rounds" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    assert _train(*SMALL, "--logdir", tmp_path / "mine") == 2
+    assert _train(*SMALL, "--resume", "--logdir", tmp_path / "none") == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, capsys):
+    import fcntl
+    import os
+
+    logdir = tmp_path / "busy"
+    logdir.mkdir()
+    folder = os.open(logdir, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    assert _train(*SMALL, "--logdir", logdir) == 2
+    assert "found one. Use another --logdir" in capsys.readouterr().err
+    os.close(folder)
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
+    logdir = tmp_path / "again"
+    arguments = (*SMALL, "--rounds", 1, "--logdir", logdir)
+    assert _train(*arguments) == 0
+    (logdir / "notes.txt").write_text("keep")
+    assert _train(*arguments, "--seed", 1, "--overwrite") == 0
+    assert (logdir / "notes.txt").read_text() == "keep"
+    assert json.loads((logdir / "settings.json").read_text())["experiment"]["seed"] == 1
+    assert len(list(logdir.glob("events*"))) == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
+    logdir = tmp_path / "foreign"
+    experiment = tff_kit.Emnist(data="digits", clients=3, rounds=6, eval_every=2)
+    logdir.mkdir()
+    tff_kit.runs.RunDirectory(logdir).write_settings(experiment, "", ())
+    import tensorflow_federated as tff
+    import asyncio
+
+    manager = tff.program.FileProgramStateManager(logdir / "checkpoints", prefix="round_")
+    asyncio.run(manager.save([np.zeros(3, np.float32), np.zeros(2, np.int64)], version=2))
+    assert _train("--resume", "--logdir", logdir) == 2
+    assert "Expected a checkpoint of emnist's model" in capsys.readouterr().err
+
+
+def test_evaluating_what_is_no_run_or_another_model_is_refused(tmp_path, capsys):
+    assert command_line.main(["evaluate", "emnist", "--model", str(tmp_path), "--data", "digits"]) == 2
+    assert "Expected a run with its settings.json" in capsys.readouterr().err
+    directory = tff_kit.runs.RunDirectory(tmp_path)
+    directory.write_settings(tff_kit.Emnist(data="digits"), "", ())
+    assert command_line.main(["evaluate", "emnist", "--model", str(tmp_path), "--data", "digits"]) == 2
+    assert "Expected a trained model" in capsys.readouterr().err
+    tf.keras.Sequential([tf.keras.layers.InputLayer(input_shape=[4]), tf.keras.layers.Dense(2)]).save(directory.model)
+    assert command_line.main(["evaluate", "emnist", "--model", str(tmp_path), "--data", "digits"]) == 2
+    assert "Expected a model from (None, 28, 28, 1) to (None, 10)" in capsys.readouterr().err
+
+
+def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    write_cache(cache / "emnist_all.sqlite", clients=3, examples=20, nan=("client01",))
+    assert _train("--data", cache, "--clients", 3, "--rounds", 2, "--logdir", tmp_path / "run") == 0
+    rows = _rows(tmp_path / "run")
+    assert [row["clients_left_out"] for row in rows] == ["1", "1"]
+    assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
+    assert np.isfinite(float(rows[-1]["test_loss"]))
+    assert "1 clients left out: update not finite" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
+    logdir = tmp_path / "stopped"
+    command = [sys.executable, "-m", "tff_kit", "train", "emnist", *SMALL, "--rounds", "200", "--eval-every", "1", "--logdir", str(logdir)]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(program.pid).children(recursive=True)
+    program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=30)
+    assert program.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
