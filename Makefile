@@ -6,6 +6,8 @@ DATA ?= auto
 SEED ?= 0
 ARGS ?=
 
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)

@@ -81,7 +81,9 @@ def _plot(curves: dict[tuple[float, str], list[list[dict[str, str]]]], title: st
             for i, rows in enumerate(curves[client_lr, spec]):
                 tested = [row for row in rows if row["test_accuracy"]]
                 gibibits = [(int(row["broadcast_bits"]) + int(row["aggregate_bits"])) / 2**30 for row in tested]
-                axis.plot(gibibits, [float(row["test_accuracy"]) for row in tested], ".-", color=colour, label=None if i else spec)
+                axis.plot(
+                    gibibits, [float(row["test_accuracy"]) for row in tested], ".-", color=colour, label=None if i else spec
+                )
         axis.set(title=f"client learning rate {client_lr}", xlabel="Gibit, both ways", xscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy")
@@ -91,7 +93,9 @@ def _plot(curves: dict[tuple[float, str], list[list[dict[str, str]]]], title: st
     figure.savefig(_RESULTS / "emnist_accuracy.png", dpi=110)
 
 
-def main(data: str = "auto", rounds: int = 100, seeds: int = 3, logdir: pathlib.Path = pathlib.Path("logs/emnist_accuracy")) -> None:
+def main(
+    data: str = "auto", rounds: int = 100, seeds: int = 3, logdir: pathlib.Path = pathlib.Path("logs/emnist_accuracy")
+) -> None:
     """Trains every combination and writes the results.
 
     Args:

@@ -8,8 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
-import tff_kit  # Before TensorFlow, whose start-up messages it keeps quiet.
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,9 +55,7 @@ def write_cache(path, clients, examples, empty=(), nan=()):
                 split = f"digits_only_{split}"
                 for row in kept:
                     pixels = np.full(784, np.nan) if name in nan and split.endswith("train") else 1 - images[row].ravel()
-                    database.execute(
-                        "INSERT INTO examples VALUES (?, ?, ?)", (split, name, _example(pixels, digits.target[row]))
-                    )
+                    database.execute("INSERT INTO examples VALUES (?, ?, ?)", (split, name, _example(pixels, digits.target[row])))
                 database.execute("INSERT INTO client_metadata VALUES (?, ?, ?)", (name, split, len(kept)))
 
 

@@ -168,7 +168,9 @@ def served(request, tmp_path, monkeypatch):
     original = emnist.tff.simulation.datasets.emnist.load_data
     fetch = original.__globals__["download"].get_compressed_file
     monkeypatch.setitem(
-        original.__globals__, "download", type("Download", (), {"get_compressed_file": staticmethod(lambda origin, cache_dir: fetch(address, cache_dir))})
+        original.__globals__,
+        "download",
+        type("Download", (), {"get_compressed_file": staticmethod(lambda origin, cache_dir: fetch(address, cache_dir))}),
     )
     monkeypatch.setattr(emnist, "_DOWNLOAD", address)
     monkeypatch.setattr(emnist, "_STALL_SECONDS", 0.5)

@@ -206,7 +206,9 @@ def test_a_spec_that_names_no_encoder_is_refused(spec):
 
 
 def test_payload_bits_counts_numbers_and_strings():
-    assert encoders.payload_bits({"a": tf.zeros([3, 5]), "b": (tf.zeros([2], tf.bool), tf.zeros([], tf.int64))}) == 15 * 32 + 16 + 64
+    assert (
+        encoders.payload_bits({"a": tf.zeros([3, 5]), "b": (tf.zeros([2], tf.bool), tf.zeros([], tf.int64))}) == 15 * 32 + 16 + 64
+    )
     assert encoders.payload_bits(tf.constant(["ab", "", "äß"])).numpy() == 8 * (2 + 4)
 
     @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.uint8)])

@@ -17,11 +17,13 @@ _Modes = te.core.StateAggregationMode
 
 def model_fn():
     initializer = tf.keras.initializers.GlorotUniform(seed=1)
-    model = tf.keras.Sequential([
-        tf.keras.layers.InputLayer(input_shape=[3]),
-        tf.keras.layers.Dense(40, activation="relu", kernel_initializer=initializer),
-        tf.keras.layers.Dense(2, activation="softmax", kernel_initializer=initializer),
-    ])
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.InputLayer(input_shape=[3]),
+            tf.keras.layers.Dense(40, activation="relu", kernel_initializer=initializer),
+            tf.keras.layers.Dense(2, activation="softmax", kernel_initializer=initializer),
+        ]
+    )
     loss = tf.keras.losses.SparseCategoricalCrossentropy()
     return tff.learning.models.from_keras_model(
         model, loss=loss, input_spec=SPEC, metrics=[tf.keras.metrics.SparseCategoricalAccuracy()]
@@ -123,7 +125,13 @@ class _CountingStage(te.core.AdaptiveEncodingStageInterface):
     state_update_aggregation_modes = {"sum": _Modes.SUM, "min": _Modes.MIN, "max": _Modes.MAX, "stack": _Modes.STACK}
 
     def initial_state(self):
-        return {"round": tf.constant(0.0), "sum": tf.constant(0.0), "min": tf.constant(0.0), "max": tf.constant(0.0), "clients": tf.constant(0)}
+        return {
+            "round": tf.constant(0.0),
+            "sum": tf.constant(0.0),
+            "min": tf.constant(0.0),
+            "max": tf.constant(0.0),
+            "clients": tf.constant(0),
+        }
 
     def update_state(self, state, state_update_tensors):
         return {
@@ -214,7 +222,7 @@ def test_optimizers_of_keras_become_tffs(given, expected):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [lambda: tf.keras.optimizers.Ftrl(), lambda: tf.keras.optimizers.SGD(nesterov=True), "sgd"])
+@pytest.mark.parametrize("wrong", [tf.keras.optimizers.Ftrl, lambda: tf.keras.optimizers.SGD(nesterov=True), "sgd"])
 def test_other_optimizers_are_refused(wrong):
     with pytest.raises(TypeError, match=r"Expected an optimizer of tff\.learning\.optimizers"):
         tff_kit.build_federated_averaging_process(model_fn, wrong)

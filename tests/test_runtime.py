@@ -110,8 +110,17 @@ def test_a_workers_output_goes_to_its_log(tmp_path):
 
 def test_computations_run_inside_a_running_event_loop_as_in_jupyter():
     program = subprocess.run(
-        [sys.executable, "-c", "import asyncio\nasync def cell():\n" + "\n".join(
-            f"    {line}" for line in _SCRIPT.format(ending="print('done')").splitlines()) + "\nasyncio.run(cell())"],
-        cwd=ROOT, text=True, capture_output=True, timeout=60, check=False,
+        [
+            sys.executable,
+            "-c",
+            "import asyncio\nasync def cell():\n"
+            + "\n".join(f"    {line}" for line in _SCRIPT.format(ending="print('done')").splitlines())
+            + "\nasyncio.run(cell())",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert program.stdout.endswith("done\n"), program.stderr

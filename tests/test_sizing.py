@@ -60,7 +60,8 @@ def test_the_formulas_are_the_tutorials_figures():
 
 
 @pytest.mark.parametrize(
-    ("bits", "text"), [(0, "0.00 bit"), (1023, "1023.00 bit"), (1024, "1.00 Kibit"), (2**30, "1.00 Gibit"), (2**50, "1024.00 Tibit")]
+    ("bits", "text"),
+    [(0, "0.00 bit"), (1023, "1023.00 bit"), (1024, "1.00 Kibit"), (2**30, "1.00 Gibit"), (2**50, "1024.00 Tibit")],
 )
 def test_format_size(bits, text):
     assert sizing.format_size(bits) == text
@@ -109,7 +110,10 @@ def test_lengths_known_only_at_run_time_and_strings_are_counted_exactly(environm
     @tff.tensorflow.computation(np.int32)
     def make(n):
         return collections.OrderedDict(
-            z=tf.range(tf.cast(n, tf.int64)), a=tf.fill([n, 2], True), text=tf.strings.reduce_join(tf.fill([n], "ä")), one=tf.constant(1.0)
+            z=tf.range(tf.cast(n, tf.int64)),
+            a=tf.fill([n, 2], True),
+            text=tf.strings.reduce_join(tf.fill([n], "ä")),
+            one=tf.constant(1.0),
         )
 
     @tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS), tff.FederatedType(np.int32, tff.SERVER))
@@ -150,10 +154,19 @@ def test_sums_extrema_and_secure_sums_are_counted(environment):
 
 
 def test_what_no_client_sees_is_not_counted(environment):
-    @tff.federated_computation(tff.FederatedType(tff.SequenceType(np.int64), tff.CLIENTS), tff.FederatedType(np.int32, tff.SERVER))
+    @tff.federated_computation(
+        tff.FederatedType(tff.SequenceType(np.int64), tff.CLIENTS), tff.FederatedType(np.int32, tff.SERVER)
+    )
     def run(datasets, number):
-        local = tff.federated_map(tff.tensorflow.computation(lambda data: data.reduce(tf.constant(0, tf.int64), tf.add), tff.SequenceType(np.int64)), datasets)
-        return local, tff.federated_map(tff.tensorflow.computation(lambda x: x + 1, np.int32), number), tff.federated_value(3, tff.CLIENTS)
+        local = tff.federated_map(
+            tff.tensorflow.computation(lambda data: data.reduce(tf.constant(0, tf.int64), tf.add), tff.SequenceType(np.int64)),
+            datasets,
+        )
+        return (
+            local,
+            tff.federated_map(tff.tensorflow.computation(lambda x: x + 1, np.int32), number),
+            tff.federated_value(3, tff.CLIENTS),
+        )
 
     run([tf.data.Dataset.range(5)] * 2, 1)
     tff.tensorflow.computation(lambda: 3)()
@@ -181,7 +194,10 @@ def test_a_call_that_fails_is_not_counted(environment):
 
 
 def test_select_is_named_as_not_counted(environment, caplog):
-    @tff.federated_computation(tff.FederatedType(tff.TensorType(np.int32, [1]), tff.CLIENTS), tff.FederatedType(tff.TensorType(np.int32, [3]), tff.SERVER))
+    @tff.federated_computation(
+        tff.FederatedType(tff.TensorType(np.int32, [1]), tff.CLIENTS),
+        tff.FederatedType(tff.TensorType(np.int32, [3]), tff.SERVER),
+    )
     def run(keys, table):
         pick = tff.tensorflow.computation(lambda table, key: table[key], (tff.TensorType(np.int32, [3]), np.int32))
         return tff.federated_select(keys, tff.federated_value(3, tff.SERVER), table, pick)

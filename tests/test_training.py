@@ -1,7 +1,10 @@
 """Training from the command line: what it leaves behind, what it refuses, and that a killed run goes on."""
 
+import asyncio
 import csv
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+import tensorflow_federated as tff
 from conftest import ROOT, write_cache
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -85,7 +89,20 @@ def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):
 
 def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, tmp_path):
     logdir = tmp_path / "killed"
-    command = [sys.executable, "-m", "tff_kit", "train", "emnist", *SMALL, "--rounds", "6", "--eval-every", "2", "--logdir", logdir]
+    command = [
+        sys.executable,
+        "-m",
+        "tff_kit",
+        "train",
+        "emnist",
+        *SMALL,
+        "--rounds",
+        "6",
+        "--eval-every",
+        "2",
+        "--logdir",
+        logdir,
+    ]
     program = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 3) and time.monotonic() < deadline:
@@ -162,9 +179,6 @@ def test_a_folder_with_another_run_is_refused_and_kept(run, tmp_path, capsys):
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, capsys):
-    import fcntl
-    import os
-
     logdir = tmp_path / "busy"
     logdir.mkdir()
     folder = os.open(logdir, os.O_RDONLY)
@@ -190,9 +204,6 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     experiment = tff_kit.Emnist(data="digits", clients=3, rounds=6, eval_every=2)
     logdir.mkdir()
     tff_kit.runs.RunDirectory(logdir).write_settings(experiment, "", ())
-    import tensorflow_federated as tff
-    import asyncio
-
     manager = tff.program.FileProgramStateManager(logdir / "checkpoints", prefix="round_")
     asyncio.run(manager.save([np.zeros(3, np.float32), np.zeros(2, np.int64)], version=2))
     assert _train("--resume", "--logdir", logdir) == 2
@@ -225,7 +236,20 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
 
 def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
     logdir = tmp_path / "stopped"
-    command = [sys.executable, "-m", "tff_kit", "train", "emnist", *SMALL, "--rounds", "200", "--eval-every", "1", "--logdir", str(logdir)]
+    command = [
+        sys.executable,
+        "-m",
+        "tff_kit",
+        "train",
+        "emnist",
+        *SMALL,
+        "--rounds",
+        "200",
+        "--eval-every",
+        "1",
+        "--logdir",
+        str(logdir),
+    ]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2) and time.monotonic() < deadline:

@@ -24,7 +24,7 @@ _ERRORS = (datasets.DataError, experiments.SettingsError, runs.RunError, runtime
 
 def _train_command(experiment_type: type[experiments.Experiment], default: experiments.Experiment):
     def train(
-        experiment: tyro.conf.OmitArgPrefixes[experiment_type] = default,
+        experiment: tyro.conf.OmitArgPrefixes[experiment_type] = default,  # type: ignore[valid-type]
         logdir: Optional[pathlib.Path] = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -68,8 +68,11 @@ def main(arguments: list[str]) -> int:
         return 0
     command, task = (*arguments, "")[:2]
     if command not in _COMMANDS or task not in experiments.EXPERIMENTS:
-        print(f"error: expected COMMAND one of {', '.join(_COMMANDS)} and TASK one of {tasks}; found "
-              f"{' '.join(arguments[:2])!r}.\n\n{_USAGE.format(tasks=tasks)}", file=sys.stderr)
+        print(
+            f"error: expected COMMAND one of {', '.join(_COMMANDS)} and TASK one of {tasks}; found "
+            f"{' '.join(arguments[:2])!r}.\n\n{_USAGE.format(tasks=tasks)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         experiment_type = experiments.EXPERIMENTS[task]

@@ -286,11 +286,15 @@ def _zero(part_type: tff.Type, modes: list[tuple]) -> tuple[tff.Computation, tff
     def zero_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
         if mode == _Modes.STACK:
             return tf.zeros([0, *spec.shape[1:]], spec.dtype)
-        return tf.fill(spec.shape, {_Modes.SUM: tf.zeros([], spec.dtype), _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode])
+        return tf.fill(
+            spec.shape, {_Modes.SUM: tf.zeros([], spec.dtype), _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode]
+        )
 
     @tff.tensorflow.computation
     def zero():
-        total = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), {k: v for k, v in specs.items() if k != "state_updates"})
+        total = tf.nest.map_structure(
+            lambda spec: tf.zeros(spec.shape, spec.dtype), {k: v for k, v in specs.items() if k != "state_updates"}
+        )
         total["state_updates"] = tuple(tuple(map(zero_update, s, m)) for s, m in zip(specs["state_updates"], modes))
         return collections.OrderedDict((key, total[key]) for key in specs)
 

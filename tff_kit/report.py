@@ -73,8 +73,14 @@ class Progress:
     """A progress bar over the rounds, and a line for each."""
 
     def __init__(self, console: Console, experiment: Experiment, done: int):
-        columns = ("{task.description}", rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(),
-                   rich_progress.TimeElapsedColumn(), "left", rich_progress.TimeRemainingColumn())
+        columns = (
+            "{task.description}",
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeElapsedColumn(),
+            "left",
+            rich_progress.TimeRemainingColumn(),
+        )
         self._bar = rich_progress.Progress(*columns, console=console, transient=True)
         self._console = console
         self._task = self._bar.add_task("rounds", total=experiment.rounds, completed=done)
@@ -102,8 +108,12 @@ class Progress:
 
 def print_heading(console: Console, experiment: Experiment, data: FederatedDataset, path) -> None:
     """Prints what is about to run, and what a reader should know of the data."""
-    console.print(f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {experiment.clients} a round; "
-                  f"broadcast {experiment.broadcast}, mean {experiment.mean}; into {path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {experiment.clients} a round; "
+        f"broadcast {experiment.broadcast}, mean {experiment.mean}; into {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
     for note in data.notes:
         console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
 
@@ -128,5 +138,7 @@ def print_table(console: Console, experiment: Experiment, data: FederatedDataset
             f"{float(row['seconds']):.2f}",
         )
     console.print(table)
-    console.print("Bits are running totals over all clients of a round, everything counted that crosses.", highlight=False, soft_wrap=True)
+    console.print(
+        "Bits are running totals over all clients of a round, everything counted that crosses.", highlight=False, soft_wrap=True
+    )
     console.print(f"TensorBoard: tensorboard --logdir {run.path.parent}", highlight=False, soft_wrap=True)

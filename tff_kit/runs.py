@@ -1,11 +1,11 @@
 """Run directories: what a training leaves on disk, and who may write there.
 
-    settings.json   the experiment's settings, the data's name, versions
-    metrics.csv     a line a round
-    events.*        TensorBoard's
-    checkpoints/    the last states of the process, to resume from
-    model.keras     the final Keras model
-    worker.log      what TFF's worker printed
+settings.json   the experiment's settings, the data's name, versions
+metrics.csv     a line a round
+events.*        TensorBoard's
+checkpoints/    the last states of the process, to resume from
+model.keras     the final Keras model
+worker.log      what TFF's worker printed
 """
 
 from __future__ import annotations
@@ -107,8 +107,10 @@ def open_run(path: pathlib.Path, experiment: Experiment, resume: bool, overwrite
     if resume:
         _check_same_settings(run, experiment)
     elif not overwrite and path.exists() and any(path.iterdir()):
-        raise RunError(f"Expected a new or empty folder for this run, found {path} in use. "
-                       "Use --resume to go on with the run in it, --overwrite to replace it, or another --logdir.")
+        raise RunError(
+            f"Expected a new or empty folder for this run, found {path} in use. "
+            "Use --resume to go on with the run in it, --overwrite to replace it, or another --logdir."
+        )
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if overwrite:
@@ -140,7 +142,9 @@ def _delete_run(path: pathlib.Path) -> None:
 def _check_same_settings(run: RunDirectory, experiment: Experiment) -> None:
     before = dataclasses.asdict(run.read_experiment(type(experiment)))
     now = dataclasses.asdict(experiment)
-    other = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if name != "rounds" and before.get(name) != now[name]]
+    other = [
+        f"{name} {before.get(name)} then, {now[name]} now" for name in now if name != "rounds" and before.get(name) != now[name]
+    ]
     if other:
         raise RunError(f"Expected the settings of the run in {run.path} to resume it, found others: {'; '.join(other)}.")
     if now["rounds"] < before["rounds"]:

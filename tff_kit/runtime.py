@@ -8,6 +8,7 @@ process that started it, however that process ends, and writes to a log of its o
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import pathlib
 import signal
@@ -47,6 +48,31 @@ class WorkerError(RuntimeError):
     """The worker process could not be started, or ended by itself."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A worker process, the connection to it and the file that takes what it prints."""
+
+    process: subprocess.Popen
+    channel: grpc.Channel
+    stub: tff.framework.RemoteExecutorGrpcStub
+    log: BinaryIO
+
+    def end(self) -> None:
+        self.channel.close()
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def last_output(self, characters: int = 2000) -> str:
+        self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, self.log.tell() - characters))
+        return self.log.read().decode(errors="replace")
+
+
 class Worker:
     """One TFF worker process on a free port of this machine, started when first needed and again if it died.
 
@@ -55,19 +81,16 @@ class Worker:
     """
 
     def __init__(self, log: Optional[Union[str, os.PathLike]] = None):
-        self._log_path = None if log is None else pathlib.Path(log)
-        self._log: Optional[BinaryIO] = None
-        self._process: Optional[subprocess.Popen] = None
-        self._stub: Optional[tff.framework.RemoteExecutorGrpcStub] = None
-        self._channel: Optional[grpc.Channel] = None
+        self._log = log
+        self._running: Optional[_Running] = None
         self._lock = threading.Lock()
         self._stopped = False
 
     @property
     def pid(self) -> Optional[int]:
         """The process id of the running worker, or `None`."""
-        running = self._process is not None and self._process.poll() is None
-        return self._process.pid if running else None
+        running = self._running
+        return running.process.pid if running and running.process.poll() is None else None
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
         """Returns a connection to the running worker; starts one where there is none.
@@ -78,81 +101,64 @@ class Worker:
         with self._lock:
             if self._stopped:
                 raise WorkerError("Expected a worker to compute on, but this one was stopped.")
-            if self.pid is None or self._stub is None:
-                self._stop()
-                self._start()
-            return self._stub
+            if self._running is None or self.pid is None:
+                self._end()
+                self._running = self._start()
+            return self._running.stub
 
     def stop(self) -> None:
         """Ends the worker for good: what still waits for it fails instead of starting another."""
         with self._lock:
             self._stopped = True
-            self._stop()
+            self._end()
+
+    def _end(self) -> None:
+        if self._running is not None:
+            self._running.end()
+            self._running = None
         atexit.unregister(self.stop)
 
-    def _start(self) -> None:
+    def _start(self) -> _Running:
         if not _BINARY.is_file():
-            raise WorkerError(
-                f"Expected TFF's worker program at {_BINARY}, found none. TFF has it for Linux on x86-64 only."
-            )
+            raise WorkerError(f"Expected TFF's worker program at {_BINARY}, found none. TFF has it for Linux on x86-64 only.")
         atexit.register(self.stop)
-        self._log = tempfile.TemporaryFile() if self._log_path is None else open(self._log_path, "ab+")
+        log = tempfile.TemporaryFile() if self._log is None else open(self._log, "ab+")  # noqa: SIM115
         port = portpicker.pick_unused_port()
         started: futures.Future = futures.Future()
-        threading.Thread(target=self._keep, args=(port, started), name="tff-worker", daemon=True).start()
-        self._process = started.result()
-        self._channel = grpc.insecure_channel(f"localhost:{port}", _CHANNEL_OPTIONS)
-        self._stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
-        self._wait_until_ready(port)
+        threading.Thread(target=_keep, args=(port, log, started), name="tff-worker", daemon=True).start()
+        channel = grpc.insecure_channel(f"localhost:{port}", _CHANNEL_OPTIONS)
+        running = _Running(started.result(), channel, tff.framework.RemoteExecutorGrpcStub(channel), log)
+        _wait_until_ready(running, port)
+        return running
 
-    def _wait_until_ready(self, port: int) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._stub.is_ready:
-            code = self._process.poll()
-            if code is not None or time.monotonic() > deadline:
-                what = f"did not answer on port {port} in {_START_SECONDS:.0f} s" if code is None else f"ended with code {code}"
-                tail = self._tail()
-                self._stop()
-                raise WorkerError(f"Expected TFF's worker to start, but it {what}. Its last output:\n{tail}")
-            time.sleep(0.02)
 
-    def _keep(self, port: int, started: futures.Future) -> None:
-        # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
-        # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
-        command = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(_BINARY), f"--port={port}"]
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")},
-            )
-        except BaseException as error:
-            started.set_exception(error)
-            return
-        started.set_result(process)
-        process.wait()
+def _keep(port: int, log: BinaryIO, started: futures.Future) -> None:
+    """Starts a worker and stays until it ends."""
+    # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
+    # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
+    command = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(_BINARY), f"--port={port}"]
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+    except BaseException as error:
+        started.set_exception(error)
+        return
+    started.set_result(process)
+    process.wait()
 
-    def _stop(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._log is not None:
-            self._log.close()
-        self._channel = self._process = self._log = self._stub = None
 
-    def _tail(self, characters: int = 2000) -> str:
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, self._log.tell() - characters))
-        return self._log.read().decode(errors="replace")
+def _wait_until_ready(running: _Running, port: int) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not running.stub.is_ready:
+        code = running.process.poll()
+        if code is not None or time.monotonic() > deadline:
+            what = f"did not answer on port {port} in {_START_SECONDS:.0f} s" if code is None else f"ended with code {code}"
+            output = running.last_output()
+            running.end()
+            raise WorkerError(f"Expected TFF's worker to start, but it {what}. Its last output:\n{output}")
+        time.sleep(0.02)
 
 
 _shared_worker = Worker()

@@ -26,7 +26,6 @@ import cachetools
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-
 from tensorflow_federated.python.core.impl.compiler import building_block_factory  # The public API cannot build calls.
 
 from tff_kit import runtime
@@ -34,17 +33,19 @@ from tff_kit import runtime
 _logger = logging.getLogger(__name__)
 
 _BROADCASTS = frozenset({"federated_broadcast"})
-_AGGREGATIONS = frozenset({
-    "federated_aggregate",
-    "federated_max",
-    "federated_mean",
-    "federated_min",
-    "federated_secure_modular_sum",
-    "federated_secure_sum",
-    "federated_secure_sum_bitwidth",
-    "federated_sum",
-    "federated_weighted_mean",
-})
+_AGGREGATIONS = frozenset(
+    {
+        "federated_aggregate",
+        "federated_max",
+        "federated_mean",
+        "federated_min",
+        "federated_secure_modular_sum",
+        "federated_secure_sum",
+        "federated_secure_sum_bitwidth",
+        "federated_sum",
+        "federated_weighted_mean",
+    }
+)
 _UNCOUNTED = frozenset({"federated_select", "federated_secure_select"})
 
 History = dict[tuple[tuple[str, int], ...], list[list[Any]]]
@@ -353,7 +354,9 @@ def _collect(counts: tff.framework.ComputationBuildingBlock) -> tff.framework.Co
     rows = tff.TensorType(np.int64, [None, tensors])
     blocks = [
         tff.tensorflow.computation(lambda: tf.zeros([0, tensors], tf.int64)),
-        tff.tensorflow.computation(lambda rows, row: tf.concat([rows, row[tf.newaxis]], axis=0), (rows, counts.type_signature.member)),
+        tff.tensorflow.computation(
+            lambda rows, row: tf.concat([rows, row[tf.newaxis]], axis=0), (rows, counts.type_signature.member)
+        ),
         tff.tensorflow.computation(lambda first, second: tf.concat([first, second], axis=0), (rows, rows)),
         tff.tensorflow.computation(lambda rows: rows, rows),
     ]

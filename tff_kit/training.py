@@ -47,8 +47,10 @@ def train(
     console = console or Console()
     data = experiment.load_data()
     if experiment.clients > len(data.client_ids):
-        raise DataError(f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
-                        f"found --clients {experiment.clients}.")
+        raise DataError(
+            f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
+            f"found --clients {experiment.clients}."
+        )
     path = pathlib.Path(logdir) if logdir else _default_logdir(experiment)
     with runs.open_run(path, experiment, resume, overwrite) as run:
         run.write_settings(experiment, data.name, data.notes)
@@ -104,9 +106,7 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
         processes.build_encoded_broadcast_process_from_model(
             model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments)
         ),
-        processes.build_encoded_mean_process_from_model(
-            model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)
-        ),
+        processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
     )
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
 
@@ -158,8 +158,10 @@ class _Training:
         except ValueError:  # Another number of tensors.
             same = False
         if not same:
-            raise runs.RunError(f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
-                                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir.")
+            raise runs.RunError(
+                f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
+                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir."
+            )
         return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
@@ -171,19 +173,19 @@ class _Training:
         seconds = time.monotonic() - began
         sizes = self._environment.get_size_info()
         train = metrics["client_work"]["train"]
-        row = dict(
-            round=round_num,
-            train_loss=train["loss"],
-            train_accuracy=train["sparse_categorical_accuracy"],
-            test_loss=None,
-            test_accuracy=None,
-            broadcast_bits=int(spent[0]) + sizes.broadcast_bits[-1],
-            aggregate_bits=int(spent[1]) + sizes.aggregate_bits[-1],
-            seconds=seconds,
-            broadcast_distortion=metrics["distributor"]["distortion"],
-            aggregate_distortion=metrics["aggregator"]["mean_value"]["distortion"],
-            clients_left_out=metrics["aggregator"]["mean_weight"]["left_out"],
-        )
+        row = {
+            "round": round_num,
+            "train_loss": train["loss"],
+            "train_accuracy": train["sparse_categorical_accuracy"],
+            "test_loss": None,
+            "test_accuracy": None,
+            "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
+            "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
+            "seconds": seconds,
+            "broadcast_distortion": metrics["distributor"]["distortion"],
+            "aggregate_distortion": metrics["aggregator"]["mean_value"]["distortion"],
+            "clients_left_out": metrics["aggregator"]["mean_weight"]["left_out"],
+        }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
             self._put_weights(state)
             tested = _evaluate(self._model, self._data)
@@ -204,9 +206,7 @@ def _initial_model(experiment: Experiment) -> tf.keras.Model:
 
 
 def _compiled(model: tf.keras.Model) -> tf.keras.Model:
-    model.compile(
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(), metrics=[tf.keras.metrics.SparseCategoricalAccuracy()]
-    )
+    model.compile(loss=tf.keras.losses.SparseCategoricalCrossentropy(), metrics=[tf.keras.metrics.SparseCategoricalAccuracy()])
     return model
 
 

@@ -66,8 +66,10 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
         return _load_sqlite(folder / _FILE, batches, only_digits)
     if data == "auto":
         return _load_scikit_learn(batches, only_digits, f"EMNIST is not here ({missing}): ")
-    raise DataError(f"Expected EMNIST as {_FILE} in {folder} or over the network, found neither: {missing}. "
-                    "Put the file there, or use --data digits.")
+    raise DataError(
+        f"Expected EMNIST as {_FILE} in {folder} or over the network, found neither: {missing}. "
+        "Put the file there, or use --data digits."
+    )
 
 
 def _image_and_label(example) -> tuple[tf.Tensor, tf.Tensor]:
@@ -93,7 +95,9 @@ def _load_sqlite(path: pathlib.Path, batches: Callable, only_digits: bool) -> Fe
 
 def _name(path: pathlib.Path, clients: int, examples: int, only_digits: bool) -> str:
     known = {(3383, 341_873): "EMNIST digits", (3400, 671_585): "EMNIST"}
-    return known.get((clients, examples), f"{'digits' if only_digits else 'characters'} of {clients} writers in {path.parent.name}")
+    return known.get(
+        (clients, examples), f"{'digits' if only_digits else 'characters'} of {clients} writers in {path.parent.name}"
+    )
 
 
 def _test_batches(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -113,12 +117,14 @@ def _examples_by_client(path: pathlib.Path, split: str) -> dict[str, int]:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise DataError(f"{broken}it damaged: {found}.{advice}")
-        counts = dict(database.execute(
-            "SELECT client_id, COUNT(*) FROM examples WHERE split_name = ? GROUP BY client_id", (split,)
-        ))
+        counts = dict(
+            database.execute("SELECT client_id, COUNT(*) FROM examples WHERE split_name = ? GROUP BY client_id", (split,))
+        )
         if not counts:
             splits = sorted(row[0] for row in database.execute("SELECT DISTINCT split_name FROM client_metadata"))
-            raise DataError(f"{broken}no split {split!r}; it has {', '.join(splits) or 'none'}. Put a file with that split there.")
+            raise DataError(
+                f"{broken}no split {split!r}; it has {', '.join(splits) or 'none'}. Put a file with that split there."
+            )
     except sqlite3.DatabaseError as error:
         raise DataError(f"{broken}none that can be read: {error}.{advice}") from error
     return counts
@@ -169,8 +175,10 @@ def _load_scikit_learn(batches: Callable, only_digits: bool, why: str) -> Federa
         client_ids=tuple(ids),
         client_dataset=client_dataset,
         test=_test_batches(dataset(tf.constant(held_out))),
-        notes=(f"{why}this runs on the {len(labels):,} handwritten digits inside scikit-learn, {len(ids)} writers' forms, "
-               "enlarged from 8x8 to 28x28 pixels. Real digits, but few: expect other figures than EMNIST's.",),
+        notes=(
+            f"{why}this runs on the {len(labels):,} handwritten digits inside scikit-learn, {len(ids)} writers' forms, "
+            "enlarged from 8x8 to 28x28 pixels. Real digits, but few: expect other figures than EMNIST's.",
+        ),
     )
 
 

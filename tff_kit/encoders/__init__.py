@@ -6,8 +6,8 @@ from tff_kit.encoders.size import payload_bits
 from tff_kit.encoders.spec import THRESHOLD, SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
 
 __all__ = [
-    "BitpackingStage",
     "THRESHOLD",
+    "BitpackingStage",
     "SpecError",
     "UniformQuantizationStage",
     "build_broadcast_encoder_fn",

@@ -36,7 +36,7 @@ class BitpackingStage(te.core.EncodingStageInterface):
         self._bits = bits
 
     name = "bitpacking"
-    compressible_tensors_keys = []  # Bytes that look random.
+    compressible_tensors_keys: list[str] = []  # Bytes that look random.
     commutes_with_sum = False
     decode_needs_input_shape = True
 

@@ -19,14 +19,16 @@ def create_original_fedavg_cnn_model(only_digits: bool = True) -> tf.keras.Model
     """
     convolution = functools.partial(tf.keras.layers.Conv2D, kernel_size=5, padding="same", activation="relu")
     pooling = functools.partial(tf.keras.layers.MaxPooling2D, pool_size=2, padding="same")
-    return tf.keras.Sequential([
-        tf.keras.layers.InputLayer(input_shape=(28, 28, 1)),
-        convolution(filters=32),
-        pooling(),
-        convolution(filters=64),
-        pooling(),
-        tf.keras.layers.Flatten(),
-        tf.keras.layers.Dense(512, activation="relu"),
-        tf.keras.layers.Dense(10 if only_digits else 62),
-        tf.keras.layers.Softmax(),
-    ])
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.InputLayer(input_shape=(28, 28, 1)),
+            convolution(filters=32),
+            pooling(),
+            convolution(filters=64),
+            pooling(),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(512, activation="relu"),
+            tf.keras.layers.Dense(10 if only_digits else 62),
+            tf.keras.layers.Softmax(),
+        ]
+    )
