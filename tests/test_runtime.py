@@ -1,5 +1,6 @@
 """Workers: none is left behind, whatever happens to the process that started it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def hello_world():
 
 assert hello_world() == b'Hello, World!'
 print(runtime._shared_worker.pid, flush=True)
+sys.stdin.readline()
 {ending}
 """
 
@@ -29,10 +31,18 @@ print(runtime._shared_worker.pid, flush=True)
 def _start(ending):
     """Starts a program that runs a computation and then `ending`; returns it and its worker, which runs."""
     program = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT.format(ending=ending)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SCRIPT.format(ending=ending)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     worker = psutil.Process(int(program.stdout.readline()))
     assert "worker_binary" in worker.cmdline()[0]
+    program.stdin.write("\n")
+    program.stdin.flush()
     return program, worker
 
 
@@ -119,6 +129,7 @@ def test_computations_run_inside_a_running_event_loop_as_in_jupyter():
         ],
         cwd=ROOT,
         text=True,
+        input="\n",
         capture_output=True,
         timeout=60,
         check=False,

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,16 +21,10 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import report, runtime
+from tff_kit import report
 
 SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
 REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
-
-
-@pytest.fixture(autouse=True)
-def _restore_context():
-    yield
-    runtime.set_default_context()
 
 
 def _train(*arguments):
@@ -232,6 +227,21 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
     assert np.isfinite(float(rows[-1]["test_loss"]))
     assert "1 clients left out: update not finite" in capsys.readouterr().out
+
+
+def test_examples_that_can_not_be_read_end_the_run_with_a_sentence(small_cache, tmp_path, capsys):
+    with sqlite3.connect(small_cache / "emnist_all.sqlite") as database:
+        database.execute("UPDATE examples SET serialized_example_proto = x'ff' WHERE split_name = 'digits_only_train'")
+    assert _train("--data", small_cache, "--clients", 3, "--rounds", 1, "--logdir", tmp_path / "run") == 2
+    assert "error: Round 1 failed on TFF's worker: " in capsys.readouterr().err
+
+
+def test_training_leaves_tffs_context_as_it_was(run):
+    @tff.federated_computation
+    def hello_world():
+        return "Hello, World!"
+
+    assert hello_world() == b"Hello, World!"
 
 
 def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):

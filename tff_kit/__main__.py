@@ -19,7 +19,7 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   evaluate TASK   print accuracy, loss and number of examples of a trained model as JSON
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
-_ERRORS = (datasets.DataError, experiments.SettingsError, runs.RunError, runtime.WorkerError)
+_ERRORS = (datasets.DataError, experiments.SettingsError, runs.RunError, runtime.WorkerError, OSError)
 
 
 def _train_command(experiment_type: type[experiments.Experiment], default: experiments.Experiment):

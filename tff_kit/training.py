@@ -8,6 +8,7 @@ import pathlib
 import time
 from typing import Any, Optional, Union
 
+import grpc
 import nest_asyncio
 import numpy as np
 import tensorflow as tf
@@ -56,8 +57,10 @@ def train(
         run.write_settings(experiment, data.name, data.notes)
         report.print_heading(console, experiment, data, run.path)
         worker = runtime.Worker(log=run.worker_log)
+        sizes = sizing.sizing_executor_factory(worker)
         try:
-            _Training(experiment, data, run, worker, console).run()
+            with tff.framework.get_context_stack().install(runtime.create_context(sizes)):
+                _Training(experiment, data, run, sizes, console).run()
         finally:
             worker.stop()
     return run
@@ -114,10 +117,16 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
 class _Training:
     """One run: the process, its state, and where it reports to."""
 
-    def __init__(self, experiment, data: FederatedDataset, run: runs.RunDirectory, worker: runtime.Worker, console: Console):
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: FederatedDataset,
+        run: runs.RunDirectory,
+        sizes: sizing.SizingExecutorFactory,
+        console: Console,
+    ):
         nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
-        self._experiment, self._data, self._run, self._console = experiment, data, run, console
-        self._environment = sizing.set_sizing_environment(worker)
+        self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = _compiled(_initial_model(experiment))
@@ -169,9 +178,13 @@ class _Training:
         clients = self._sample(round_num, experiment.clients)
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
         began = time.monotonic()
-        state, metrics = self._process.next(state, list(zip(clients, seeds)))
+        try:
+            state, metrics = self._process.next(state, list(zip(clients, seeds)))
+        except grpc.RpcError as error:
+            why = error.details() if isinstance(error, grpc.Call) else error
+            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why} See also {self._run.worker_log}.") from error
         seconds = time.monotonic() - began
-        sizes = self._environment.get_size_info()
+        sizes = self._sizes.get_size_info()
         train = metrics["client_work"]["train"]
         row = {
             "round": round_num,
