@@ -129,7 +129,7 @@ def test_a_folder_that_is_not_there_is_named():
 
 
 def test_the_digits_have_no_letters(no_network):
-    with pytest.raises(DataError, match="expected 62 classes"):
+    with pytest.raises(DataError, match="Expected 62 classes"):
         emnist.load("digits", only_digits=False)
 
 

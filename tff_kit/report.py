@@ -126,7 +126,9 @@ def print_table(console: Console, experiment: Experiment, data: FederatedDataset
         rows = [row for row in rows if row["test_accuracy"]]
     table = Table(
         title=f"{experiment.task} on {data.name}: broadcast {experiment.broadcast}, mean {experiment.mean}",
-        box=box.SIMPLE_HEAD,  # Fits a terminal of 80 columns.
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),  # Fits a terminal of 80 columns.
+        pad_edge=False,
     )
     for name in ("round", "train\nloss", "train\naccuracy", "test\nloss", "test\naccuracy", "broadcast", "aggregated", "s"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -57,7 +57,7 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
         return shuffled.batch(batch_size).map(_image_and_label)
 
     if data == "digits":
-        return _load_scikit_learn(batches, only_digits, "")
+        return _load_scikit_learn(batches, only_digits, "This")
     folder = pathlib.Path.home() / ".tff" if data in ("auto", "emnist") else pathlib.Path(data)
     if data not in ("auto", "emnist") and not folder.is_dir():
         raise DataError(f"Expected --data to be auto, emnist, digits or a folder; found {data!r}, and no such folder.")
@@ -65,7 +65,7 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
     if missing is None:
         return _load_sqlite(folder / _FILE, batches, only_digits)
     if data == "auto":
-        return _load_scikit_learn(batches, only_digits, f"EMNIST is not here ({missing}): ")
+        return _load_scikit_learn(batches, only_digits, f"EMNIST is not here ({missing}), so this")
     raise DataError(
         f"Expected EMNIST as {_FILE} in {folder} or over the network, found neither: {missing}. "
         "Put the file there, or use --data digits."
@@ -153,7 +153,7 @@ def _download(folder: pathlib.Path) -> Optional[str]:
 
 def _load_scikit_learn(batches: Callable, only_digits: bool, why: str) -> FederatedDataset:
     if not only_digits:
-        raise DataError(f"{why}expected 62 classes of characters, found only digits in scikit-learn. Use --data emnist.")
+        raise DataError("Expected 62 classes of characters, found only the digits in scikit-learn. Use --data emnist.")
     from sklearn.datasets import load_digits  # Slow to import, and only needed here.
 
     digits = load_digits()
@@ -176,7 +176,7 @@ def _load_scikit_learn(batches: Callable, only_digits: bool, why: str) -> Federa
         client_dataset=client_dataset,
         test=_test_batches(dataset(tf.constant(held_out))),
         notes=(
-            f"{why}this runs on the {len(labels):,} handwritten digits inside scikit-learn, {len(ids)} writers' forms, "
+            f"{why} runs on the {len(labels):,} handwritten digits inside scikit-learn, {len(ids)} writers' forms, "
             "enlarged from 8x8 to 28x28 pixels. Real digits, but few: expect other figures than EMNIST's.",
         ),
     )
