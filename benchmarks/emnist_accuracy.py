@@ -46,7 +46,6 @@ def _final(experiment: tff_kit.Emnist, rows: list[dict[str, str]]) -> dict[str, 
         "test_loss": round(float(last["test_loss"]), 5),
         "broadcast_bits": int(last["broadcast_bits"]),
         "aggregate_bits": int(last["aggregate_bits"]),
-        "median_seconds_a_round": round(statistics.median(float(row["seconds"]) for row in rows), 3),
     }
 
 
@@ -111,6 +110,7 @@ def main(
         finals.append(_final(experiment, rows))
         curves.setdefault((client_lr, spec), []).append(rows)
     name = dataclasses.replace(experiment).load_data().name
+    _RESULTS.mkdir(exist_ok=True)
     with open(_RESULTS / "emnist_accuracy.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, finals[0].keys())
         writer.writeheader()

@@ -108,7 +108,7 @@ def _memory(worker: runtime.Worker) -> tuple[int, int]:
     return tuple(psutil.Process(pid).memory_info().rss for pid in (os.getpid(), worker.pid))
 
 
-def main(data: str = "auto", rounds: int = 30, memory_rounds: int = 200) -> None:
+def main(data: str = "auto", rounds: int = 60, memory_rounds: int = 200) -> None:
     """Measures and writes results/round_time.md.
 
     Args:
@@ -162,6 +162,7 @@ def main(data: str = "auto", rounds: int = 30, memory_rounds: int = 200) -> None
     for name, first, last in zip(("driver", "worker"), *readings):
         lines.append(f"| {name} | {first / 2**20:.0f} MiB | {last / 2**20:.0f} MiB | {last / first:.3f} |")
     text = "\n".join(lines) + "\n"
+    _RESULTS.mkdir(exist_ok=True)
     (_RESULTS / "round_time.md").write_text(text)
     print(text)
     worker.stop()

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import sys
 from typing import Optional
@@ -74,6 +75,7 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    logging.getLogger("asyncio").disabled = True  # On Ctrl-C it would add tracebacks of its own for what was interrupted.
     try:
         experiment_type = experiments.EXPERIMENTS[task]
         function = _COMMANDS[command](experiment_type, _default_settings(experiment_type, arguments[2:]))
