@@ -54,13 +54,13 @@ def create_kws_head(positions: int = POSITIONS, width: int = WIDTH) -> tf.keras.
       positions: 1500 for Whisper's window of 30 s, 781,964 weights; 50 for 1 s, 596,364 weights.
       width: Of the encoder; 384 for Whisper tiny.
     """
-    flat = _uniform(HIDDEN * width)
+    flat = HIDDEN * width
     return tf.keras.Sequential([
         tf.keras.layers.InputLayer(input_shape=(positions, width)),
         MixPositions(HIDDEN),
         tf.keras.layers.ReLU(),
         tf.keras.layers.Flatten(),
-        tf.keras.layers.Dense(CLASSES, kernel_initializer=flat, bias_initializer=flat),
+        tf.keras.layers.Dense(CLASSES, kernel_initializer=_uniform(flat), bias_initializer=_uniform(flat)),
         tf.keras.layers.Softmax(),
     ])
 
