@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import pathlib
+import subprocess
+import sys
 import wave
 
 import numpy as np
@@ -39,6 +41,15 @@ def real_clips(shared) -> np.ndarray:
     return np.stack([soundfile.read(path, frames=16_000, start=start, dtype="float32")[0] for start in starts])
 
 
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """A Python with PyTorch: this one, or that of the variable TFF_KIT_TORCH_PYTHON, since nothing else here needs it."""
+    python = os.environ.get("TFF_KIT_TORCH_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import torch, transformers, safetensors"], capture_output=True).returncode:
+        pytest.skip("no PyTorch; set TFF_KIT_TORCH_PYTHON to a Python that has torch, transformers and safetensors")
+    return python
+
+
 def write_wav(path: pathlib.Path, samples, rate: int = 16_000, channels: int = 1) -> pathlib.Path:
     """Writes 16-bit samples, for stereo one channel after the other in turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +63,12 @@ def write_wav(path: pathlib.Path, samples, rate: int = 16_000, channels: int = 1
 
 @pytest.fixture
 def speech_folder(tmp_path) -> pathlib.Path:
-    """Thirty speakers who say yes, no, and bed twice; their clips hold their own number. Two background recordings."""
+    """Thirty speakers who say yes, no, and bed twice; every clip holds its own number. Two background recordings."""
     folder = tmp_path / "speech"
     for speaker in range(30):
-        for word in ("yes", "no", "bed"):
+        for k, word in enumerate(("yes", "no", "bed")):
             for n in range(2):
-                write_wav(folder / word / f"{speaker:08x}_nohash_{n}.wav", np.full(16_000, speaker))
+                write_wav(folder / word / f"{speaker:08x}_nohash_{n}.wav", np.full(16_000, 6 * speaker + 2 * k + n))
     # Recordings count up, so that a crop's first sample tells where it was cut.
     for k, seconds in enumerate((20, 30)):
         write_wav(folder / "_background_noise_" / f"noise{k}.wav", np.arange(seconds * 16_000) % 30_000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,7 +25,9 @@ def _numpy_head(weights: dict, x: np.ndarray) -> np.ndarray:
 def _random_weights(positions: int, width: int = 384) -> dict:
     rng = np.random.default_rng(positions)
     shapes = {"0.weight": (128, positions, 1), "0.bias": (128,), "3.weight": (12, 128 * width), "3.bias": (12,)}
-    return {name: (rng.standard_normal(shape) * shape[-1] ** -0.5 * 0.05).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: (rng.standard_normal(shape) * np.prod(shape[1:]) ** -0.5 * 0.5).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def _inputs(positions: int) -> np.ndarray:
@@ -65,25 +69,34 @@ def test_export_of_a_fresh_head_describes_it(tmp_path):
     np.testing.assert_allclose(head(x), _numpy_head(safetensors.numpy.load_file(str(tmp_path / "head.safetensors")), x), atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [50, 1500])
-def test_agrees_with_pytorch_both_ways(tmp_path, positions):
-    torch = pytest.importorskip("torch")
-    from safetensors import torch as safetensors_torch
+_PYTORCH = """
+import sys
+import numpy as np, torch
+from safetensors.torch import load_file, save_file
 
-    def module():
-        return torch.nn.Sequential(
-            torch.nn.Conv1d(positions, 128, 1), torch.nn.ReLU(), torch.nn.Flatten(1), torch.nn.Linear(128 * 384, 12)
-        )
-
-    head, x, path = kws_head.create_kws_head(positions), _inputs(positions), str(tmp_path / "head.safetensors")
-    first, second = module(), module()
+folder, positions = sys.argv[1:]
+x = torch.from_numpy(np.load(folder + "/x.npy"))
+for source in ("keras", "torch"):
+    module = torch.nn.Sequential(torch.nn.Conv1d(int(positions), 128, 1), torch.nn.ReLU(), torch.nn.Flatten(1),
+                                 torch.nn.Linear(128 * 384, 12))
+    if source == "keras":
+        module.load_state_dict(load_file(folder + "/keras.safetensors"))
+    else:
+        save_file(module.state_dict(), folder + "/torch.safetensors")
     with torch.no_grad():
-        safetensors_torch.save_file(first.state_dict(), path)
-        kws_head.load_safetensors(head, path)
-        np.testing.assert_allclose(head(x), torch.softmax(first(torch.from_numpy(x)), 1).numpy(), atol=1e-5)
-        kws_head.save_safetensors(head, path)
-        second.load_state_dict(safetensors_torch.load_file(path))
-        np.testing.assert_allclose(head(x), torch.softmax(second(torch.from_numpy(x)), 1).numpy(), atol=1e-5)
+        np.save(f"{folder}/{source}.npy", torch.softmax(module(x), 1).numpy())
+"""
+
+
+@pytest.mark.parametrize("positions", [50, 1500])
+def test_agrees_with_pytorch_both_ways(tmp_path, torch_python, positions):
+    head, x = kws_head.create_kws_head(positions), _inputs(positions)
+    np.save(tmp_path / "x.npy", x)
+    kws_head.save_safetensors(head, tmp_path / "keras.safetensors")
+    subprocess.run([torch_python, "-c", _PYTORCH, str(tmp_path), str(positions)], check=True)
+    np.testing.assert_allclose(head(x), np.load(tmp_path / "keras.npy"), atol=1e-5)
+    kws_head.load_safetensors(head, tmp_path / "torch.safetensors")
+    np.testing.assert_allclose(head(x), np.load(tmp_path / "torch.npy"), atol=1e-5)
 
 
 def test_gradients_agree_with_finite_differences():

@@ -81,7 +81,6 @@ def test_hash_is_of_the_weights_not_of_the_file(encoder, whisper_folder, tmp_pat
     assert changed != encoder.weights_sha256 and len(changed) == len(hashlib.sha256().hexdigest())
 
 
-# Run where PyTorch is: beside TensorFlow, or by the Python that the variable TFF_KIT_TORCH_PYTHON names.
 _PYTORCH = """
 import json, sys
 import numpy as np, torch, transformers
@@ -105,15 +104,11 @@ with torch.no_grad():
 """
 
 
-def test_embeddings_are_those_of_pytorch(encoder, real_clips, whisper_folder, tmp_path):
-    python = os.environ.get("TFF_KIT_TORCH_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import torch, transformers"], capture_output=True).returncode:
-        pytest.skip("no PyTorch; set TFF_KIT_TORCH_PYTHON to a Python that has torch and transformers")
+def test_embeddings_are_those_of_pytorch(encoder, real_clips, whisper_folder, torch_python, tmp_path):
     clips = real_clips[:4]
     np.save(tmp_path / "clips.npy", clips)
     arguments = [str(whisper_folder), encoder.window, str(tmp_path / "clips.npy"), str(tmp_path / "out.npy")]
-    done = subprocess.run([python, "-c", _PYTORCH, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([torch_python, "-c", _PYTORCH, *arguments], check=True)
     np.testing.assert_allclose(encoder.embed(clips), np.load(tmp_path / "out.npy"), atol=1e-3)
 
 
