@@ -8,6 +8,7 @@ import http.client
 import os
 import pathlib
 import shutil
+import socket
 import tarfile
 import time
 import urllib.error
@@ -70,7 +71,7 @@ def _fetch(url: str, part: pathlib.Path, stall_seconds: float, attempts: int, ba
             if error.code < 500:
                 raise DataError(f"Expected an archive at {url}, found: {error.code} {error.reason}.") from error
             problem = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        except (urllib.error.URLError, socket.timeout, ConnectionError, http.client.HTTPException) as error:
             problem = f"{getattr(error, 'reason', None) or error or type(error).__name__}"
         fetched = part.stat().st_size if part.exists() else 0
         failed = 0 if fetched > before else failed + 1
