@@ -4,18 +4,20 @@ A store is a folder:
 
     store.json                    what it is of, and which files it has: the fields of `Store`
     clients/<id>.labels           one byte a clip
-    clients/<id>.embeddings       one record of fixed size a clip, in the same order
+    clients/<id>/000000, ...      the embeddings of one clip a file, numbered in the labels' order
     validation.labels, ...        the same for the held-out speakers
     test.labels, ...
 
-Records of fixed size can be found without an index and read by TensorFlow's own operations, so a worker reads the clips that
-it trains on and no others, and its memory holds a few batches however large the store is. A record is
+A worker reads the clips that it trains on, in the order in which it draws them, and no others, by TensorFlow's own
+operations; its memory holds a few batches however large the store is. That is why a clip is a file: no such operation reads
+from the middle of one (`FixedLengthRecordDataset` reads through the header that it skips, which for a client of 160 clips made
+a clip cost eight times as much). A file is
 
     float16   positions x width float16
     int8      positions float16 steps, then positions x width int8: value = step of its position x int8
 
-`embed` works through the clips in a fixed order and in batches of a fixed size. The files' sizes tell how far it came, so a run
-that was killed goes on from the last whole batch and ends with the same bytes.
+`embed` works through the clips in a fixed order and in batches of a fixed size. The files tell how far it came, so a run that
+was killed goes on from the last whole batch and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -50,6 +52,7 @@ _EMBED_BATCH_SIZE = {"30s": 4, "1s": 32}  # larger ones are not faster on a CPU,
 _ERROR_CLIPS = 64
 _DESCRIPTION = "store.json"
 _PREFETCH = 2
+_DIGITS = 6  # of a clip's number in its file's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Store:
       dtype: "float16" or "int8".
       speakers_per_client: How many speakers a client has.
       clips_sha256: Of all clips' names, crops and labels in order: equal for equal data.
-      clips: The number of clips in each file, in the order in which they are written.
+      clips: The number of clips in each folder of them, in the order in which they are written.
       notes: Sentences that a user should read before trusting a result on this data.
       relative_error: What storing costs: the norm of (stored - computed) divided by that of computed, over up to 64 clips
         read back from the finished store; `None` while it is not finished.
@@ -91,12 +94,12 @@ class Store:
 
     @property
     def record_bytes(self) -> int:
-        """The size of one clip in its file."""
+        """The size of one clip's file."""
         return record_bytes(self.positions, self.width, self.dtype)
 
     @property
     def num_clips(self) -> int:
-        """How many clips there are in all files."""
+        """How many clips there are in all folders."""
         return sum(self.clips.values())
 
     @property
@@ -105,7 +108,7 @@ class Store:
         return tuple(name.split("/")[1] for name in self.clips if name.startswith("clients/"))
 
     def labels(self, name: str) -> np.ndarray:
-        """The labels in one file, such as "clients/0000" or "test"."""
+        """The labels of one folder of clips, such as "clients/0000" or "test"."""
         return np.fromfile(self.folder / f"{name}.labels", np.uint8)
 
     @property
@@ -254,15 +257,16 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
     if store is None:
         raise DataError(f"Expected a store of embeddings in {folder}, found none. Make it with the embed command.")
     for name, count in store.clips.items():
-        _check_size(store, f"{name}.labels", count)
-        if store.relative_error is not None:
-            _check_size(store, f"{name}.embeddings", count * store.record_bytes)
+        _check_size(store, pathlib.Path(f"{name}.labels"), count)
+    done = _count_done(store)
     if store.relative_error is None:
-        done = sum(_size(store.folder / f"{name}.embeddings") for name in store.clips) // store.record_bytes
         raise DataError(
             f"Expected a finished store in {folder}, found {done:,} of {store.num_clips:,} clips in it. Run the same embed command "
             "again: it goes on where it stopped."
         )
+    if done < store.num_clips:
+        path = _clip_files(store)[done].relative_to(store.folder)
+        _check_size(store, path, store.record_bytes)
     if window is not None and window != store.window:
         raise DataError(
             f"Expected a store of the {window} window, {whisper.positions(window)} positions, found {folder} with {store.window}, "
@@ -306,7 +310,7 @@ def load(
 
     def client_dataset(client_id: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
         path = tf.strings.join([root, "/clients/", client_id])
-        labels = _decode_labels(tf.io.read_file(path + ".labels"))
+        labels = _read_labels(path)
         own = tf.strings.to_hash_bucket_fast(client_id, 2**31 - 1)  # clients with equal labels draw differently
         drawn = _draw(labels, tf.stack([tf.cast(seed, tf.int64), own]), batch_size)
         records = tf.data.Dataset.from_tensor_slices((tf.gather(labels, drawn), drawn))
@@ -351,27 +355,23 @@ def _draw(labels: tf.Tensor, seed: tf.Tensor, batch_size: int) -> tf.Tensor:
 
 
 def _batches(store: Store, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """From a dataset of (path without suffix, number of the record, label) to batches of embeddings and labels."""
-    size = store.record_bytes
+    """From a dataset of (folder, number of the clip, label) to batches of embeddings and labels."""
 
-    def read(path, record, label):
-        # Skipping a header is a seek. A buffer of a record's size makes one read of it.
-        found = tf.data.FixedLengthRecordDataset(path + ".embeddings", size, header_bytes=record * size, buffer_size=size)
-        return found.take(1).map(lambda raw: (raw, label))
+    def read(path, number, label):
+        return tf.io.read_file(tf.strings.join([path, "/", tf.strings.as_string(number, width=_DIGITS, fill="0")])), label
 
-    batches = records.flat_map(read).batch(batch_size)
+    batches = records.map(read).batch(batch_size)
     return batches.map(lambda raw, label: (_decode(store, raw), label)).prefetch(_PREFETCH)
 
 
 def _in_order(store: Store, path: str) -> tf.data.Dataset:
-    records = tf.data.FixedLengthRecordDataset(f"{path}.embeddings", store.record_bytes)
-    labels = tf.data.FixedLengthRecordDataset(f"{path}.labels", 1).map(lambda raw: _decode_labels(raw)[0])
-    batches = tf.data.Dataset.zip((records, labels)).batch(_TEST_BATCH_SIZE)
-    return batches.map(lambda raw, label: (_decode(store, raw), label)).prefetch(_PREFETCH)
+    labels = _read_labels(tf.constant(path))
+    clips = tf.data.Dataset.from_tensor_slices((tf.range(tf.size(labels)), labels))
+    return _batches(store, clips.map(lambda number, label: (path, number, label)), _TEST_BATCH_SIZE)
 
 
-def _decode_labels(raw: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.io.decode_raw(raw, tf.uint8), tf.int32)
+def _read_labels(path: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.io.decode_raw(tf.io.read_file(path + ".labels"), tf.uint8), tf.int32)
 
 
 def _decode(store: Store, raw: tf.Tensor) -> tf.Tensor:
@@ -420,90 +420,49 @@ def _write(
                 _check_empty(store)
                 disk.require_room(store.folder, store.num_clips * (store.record_bytes + 1))
                 for name, values in labels.items():
+                    (store.folder / name).mkdir(exist_ok=True)
                     (store.folder / f"{name}.labels").write_bytes(values.tobytes())
                 _write_description(store)
-            done = _cut_to_whole_batches(store, batch_size)
+            files = _clip_files(store)
+            done = _count_done(store)
+            done = done if done == len(files) else done // batch_size * batch_size
             with _bar(show_progress) as bar:
-                task = bar.add_task("embedding", total=store.num_clips, completed=done)
-                with _Files(store, done) as files:
-                    for start in range(done, store.num_clips, batch_size):
-                        stop = min(start + batch_size, store.num_clips)
-                        files.append(_encode(embeddings(range(start, stop)), store.dtype))
-                        bar.update(task, completed=stop)
+                task = bar.add_task("embedding", total=len(files), completed=done)
+                for start in range(done, len(files), batch_size):
+                    batch = range(start, min(start + batch_size, len(files)))
+                    for number, record in zip(batch, _encode(embeddings(batch), store.dtype)):
+                        files[number].write_bytes(record.tobytes())
+                    bar.update(task, completed=batch.stop)
+            os.sync()  # what is called finished shall be on the disk
             finished = dataclasses.replace(store, relative_error=_relative_error(store, embeddings, batch_size))
             _write_description(finished)
     return finished
 
 
-class _Files:
-    """The store's record files as one long one, open for appending behind record number `position`."""
-
-    def __init__(self, store: Store, position: int):
-        self._folder = store.folder
-        self._left: list[tuple[str, int]] = []  # the files that are not full, and how many records they lack
-        for name, count in store.clips.items():
-            there = min(position, count)
-            position -= there
-            if there < count:
-                self._left.append((name, count - there))
-        self._file: Optional[BinaryIO] = None
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._close()
-
-    def append(self, records: np.ndarray) -> None:
-        while len(records):
-            name, left = self._left[0]
-            if self._file is None:
-                self._file = open(self._folder / f"{name}.embeddings", "ab", buffering=0)
-            here = records[:left]
-            _write_all(self._file, here.tobytes())
-            records = records[len(here) :]
-            self._left[0] = (name, left - len(here))
-            if left == len(here):
-                self._close()
-                self._left.pop(0)
-
-    def _close(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+def _clip_files(store: Store) -> list[pathlib.Path]:
+    """Returns the file of each clip in the order in which they are written."""
+    return [store.folder / name / f"{number:0{_DIGITS}d}" for name, count in store.clips.items() for number in range(count)]
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _cut_to_whole_batches(store: Store, batch_size: int) -> int:
-    """Cuts what a killed run left to whole batches and returns how many clips that is."""
+def _count_done(store: Store) -> int:
+    """Returns how many clips are whole, counted up to the first that is not."""
     done = 0
     for name, count in store.clips.items():
-        whole = min(_size(store.folder / f"{name}.embeddings") // store.record_bytes, count)
-        done += whole
-        if whole < count:
-            break
-    done = store.num_clips if done == store.num_clips else done // batch_size * batch_size
-    left = done
-    for name, count in store.clips.items():
-        path, keep = store.folder / f"{name}.embeddings", min(left, count)
-        with open(path, "ab") as file:
-            file.truncate(keep * store.record_bytes)
-        left -= keep
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(store.folder / name)} if (store.folder / name).is_dir() else {}
+        for number in range(count):
+            if sizes.get(f"{number:0{_DIGITS}d}") != store.record_bytes:
+                return done
+            done += 1
     return done
 
 
 def _relative_error(store: Store, embeddings: Callable[[Sequence[int]], np.ndarray], batch_size: int) -> float:
     """Reads clips from all over the store and compares them with what is computed anew."""
     error = norm = 0.0
-    numbers = sorted({int(i) for i in np.linspace(0, store.num_clips - 1, _ERROR_CLIPS)})
+    files = _clip_files(store)
+    numbers = sorted({int(i) for i in np.linspace(0, len(files) - 1, _ERROR_CLIPS)})
     for batch in (numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)):
-        stored = _decode(store, tf.constant([_read_record(store, number) for number in batch])).numpy()
+        stored = _decode(store, tf.constant([files[number].read_bytes() for number in batch])).numpy()
         computed = embeddings(batch)
         error += np.square(stored - computed).sum(dtype=np.float64)
         norm += np.square(computed).sum(dtype=np.float64)
@@ -514,16 +473,6 @@ def _relative_error(store: Store, embeddings: Callable[[Sequence[int]], np.ndarr
             "changed while it was written; remove it and start again."
         )
     return float(f"{found:.3g}")
-
-
-def _read_record(store: Store, number: int) -> bytes:
-    for name, count in store.clips.items():
-        if number < count:
-            with open(store.folder / f"{name}.embeddings", "rb") as file:
-                file.seek(number * store.record_bytes)
-                return file.read(store.record_bytes)
-        number -= count
-    raise IndexError(number)
 
 
 @contextlib.contextmanager
@@ -581,7 +530,7 @@ def _check_empty(store: Store) -> None:
         raise DataError(f"Expected an empty folder for a new store, found {strange[0]}. Choose another folder.")
 
 
-def _check_size(store: Store, name: str, expected: int) -> None:
+def _check_size(store: Store, name: os.PathLike, expected: int) -> None:
     found = _size(store.folder / name)
     if found != expected:
         raise DataError(f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed; make it anew.")
