@@ -66,7 +66,8 @@ def test_export_of_a_fresh_head_describes_it(tmp_path):
     head = kws_head.create_kws_head(50)
     kws_head.save_safetensors(head, tmp_path / "head.safetensors")
     x = _inputs(50)
-    np.testing.assert_allclose(head(x), _numpy_head(safetensors.numpy.load_file(str(tmp_path / "head.safetensors")), x), atol=1e-5)
+    weights = safetensors.numpy.load_file(str(tmp_path / "head.safetensors"))
+    np.testing.assert_allclose(head(x), _numpy_head(weights, x), atol=1e-5)
 
 
 _PYTORCH = """

@@ -194,7 +194,9 @@ def embed(
     return _write(store, labels, embeddings, batch_size, show_progress)
 
 
-def demo(folder: Optional[os.PathLike] = None, window: str = "1s", clients: int = 8, clips_per_client: int = 40, seed: int = 0) -> Store:
+def demo(
+    folder: Optional[os.PathLike] = None, window: str = "1s", clients: int = 8, clips_per_client: int = 40, seed: int = 0
+) -> Store:
     """Writes a small store of synthetic embeddings, to try everything without sound, encoder or network.
 
     Each class has its own pattern, each client shifts them all a little, and noise comes on top: easy to learn, and no
@@ -227,7 +229,8 @@ def demo(folder: Optional[os.PathLike] = None, window: str = "1s", clients: int 
         clips={name: clips_per_client for name in names},
         notes=("This data is synthetic: made up to try the program, no measure of any model.",),
     )
-    labels = {name: np.random.default_rng([seed, 0, i]).integers(0, classes, clips_per_client, np.uint8) for i, name in enumerate(names)}
+    drawn = np.random.default_rng([seed, 0]).integers(0, classes, [len(names), clips_per_client], np.uint8)
+    labels = dict(zip(names, drawn))
     patterns = np.random.default_rng([seed, 1]).standard_normal([classes, positions, width], np.float32)
 
     def embeddings(numbers: Sequence[int]) -> np.ndarray:
@@ -261,16 +264,16 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
     done = _count_done(store)
     if store.relative_error is None:
         raise DataError(
-            f"Expected a finished store in {folder}, found {done:,} of {store.num_clips:,} clips in it. Run the same embed command "
-            "again: it goes on where it stopped."
+            f"Expected a finished store in {folder}, found {done:,} of {store.num_clips:,} clips in it. Run the same embed "
+            "command again: it goes on where it stopped."
         )
     if done < store.num_clips:
         path = _clip_files(store)[done].relative_to(store.folder)
         _check_size(store, path, store.record_bytes)
     if window is not None and window != store.window:
         raise DataError(
-            f"Expected a store of the {window} window, {whisper.positions(window)} positions, found {folder} with {store.window}, "
-            f"{store.positions} positions. Choose the store that fits, or make one."
+            f"Expected a store of the {window} window, {whisper.positions(window)} positions, found {folder} with "
+            f"{store.window}, {store.positions} positions. Choose the store that fits, or make one."
         )
     if weights_sha256 is not None and weights_sha256 != store.weights_sha256:
         raise DataError(
@@ -300,11 +303,15 @@ def load(
     root = str(store.folder.resolve())
     enough = tuple(c for c in store.client_ids if store.clips[f"clients/{c}"] // batch_size >= 2)
     if not enough:
-        raise DataError(f"Expected clients with {2 * batch_size} clips or more in {folder}, found none. Put more speakers in a client.")
+        raise DataError(
+            f"Expected clients with {2 * batch_size} clips or more in {folder}, found none. Put more speakers in a client."
+        )
     notes = list(store.notes)
     if len(enough) < len(store.client_ids):
         few = len(store.client_ids) - len(enough)
-        notes.append(f"{few} of {len(store.client_ids)} clients have fewer than two batches of {batch_size} clips and take no part.")
+        notes.append(
+            f"{few} of {len(store.client_ids)} clients have fewer than two batches of {batch_size} clips and take no part."
+        )
     if store.dtype == "int8":
         notes.append(f"Embeddings are stored as int8, with a relative error of {store.relative_error:.2%}.")
 
@@ -351,7 +358,8 @@ def _draw(labels: tf.Tensor, seed: tf.Tensor, batch_size: int) -> tf.Tensor:
     count = tf.size(labels)
     of_class = tf.gather(tf.math.bincount(labels, minlength=len(CLASS_NAMES)), labels)
     weights = tf.cast(count, tf.float32) / tf.cast(of_class + 1, tf.float32) + 1
-    return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], count // batch_size * batch_size, seed, dtype=tf.int64)[0]
+    whole = count // batch_size * batch_size
+    return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], whole, seed, dtype=tf.int64)[0]
 
 
 def _batches(store: Store, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
@@ -406,7 +414,7 @@ def _write(
     batch_size: int,
     show_progress: bool,
 ) -> Store:
-    """Writes `store`, whose clips of given numbers, counted through all files, `embeddings` returns; at most `batch_size` at once."""
+    """Writes `store`. `embeddings` returns the clips of given numbers, at most `batch_size`, counted through all folders."""
     _check_dtype(store.dtype)
     with disk.writing(store.folder):
         (store.folder / "clients").mkdir(parents=True, exist_ok=True)
@@ -448,7 +456,8 @@ def _count_done(store: Store) -> int:
     """Returns how many clips are whole, counted up to the first that is not."""
     done = 0
     for name, count in store.clips.items():
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(store.folder / name)} if (store.folder / name).is_dir() else {}
+        folder = store.folder / name
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)} if folder.is_dir() else {}
         for number in range(count):
             if sizes.get(f"{number:0{_DIGITS}d}") != store.record_bytes:
                 return done
@@ -481,7 +490,9 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"Expected to be alone in writing to {folder}, found another process at it. Wait for it to end.") from error
+            raise DataError(
+                f"Expected to be alone in writing to {folder}, found another process at it. Wait for it to end."
+            ) from error
         yield
 
 
@@ -509,18 +520,24 @@ def _read_description(folder: pathlib.Path) -> Optional[Store]:
             _check_dtype(store.dtype)
             return store
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"Expected the description of a store in {path}, found something else: {error!r}. Make the store anew.") from error
+        raise DataError(
+            f"Expected the description of a store in {path}, found something else: {error!r}. Make the store anew."
+        ) from error
     raise DataError(f"Expected a store of version {VERSION} in {folder}, found version {version}. Make it anew.")
 
 
 def _check_same(found: Store, expected: Store) -> None:
+    names = ("weights_sha256", "window", "positions", "width", "dtype", "speakers_per_client", "clips_sha256")
     different = [
-        f"{f.name}: expected {getattr(expected, f.name)!r}, found {getattr(found, f.name)!r}"
-        for f in dataclasses.fields(Store)
-        if f.name not in ("folder", "name", "model", "notes", "clips", "relative_error") and getattr(found, f.name) != getattr(expected, f.name)
+        f"{name}: expected {getattr(expected, name)!r}, found {getattr(found, name)!r}"
+        for name in names
+        if getattr(found, name) != getattr(expected, name)
     ]
     if different:
-        raise DataError(f"Expected to go on with the store in {expected.folder}, found another one. {'; '.join(different)}. Choose another folder.")
+        raise DataError(
+            f"Expected to go on with the store in {expected.folder}, found another one. {'; '.join(different)}. "
+            "Choose another folder."
+        )
 
 
 def _check_empty(store: Store) -> None:
@@ -533,7 +550,9 @@ def _check_empty(store: Store) -> None:
 def _check_size(store: Store, name: os.PathLike, expected: int) -> None:
     found = _size(store.folder / name)
     if found != expected:
-        raise DataError(f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed; make it anew.")
+        raise DataError(
+            f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed; make it anew."
+        )
 
 
 def _check_dtype(dtype: str) -> None:

@@ -108,7 +108,9 @@ class SpeechCommands:
                 file.setpos(clip.start)
                 frames = file.readframes(CLIP_SAMPLES)
         except (OSError, EOFError, wave.Error) as error:
-            raise DataError(f"Expected a wav file at {self.folder / clip.path}, as when it was indexed, found: {error}.") from error
+            raise DataError(
+                f"Expected a wav file at {self.folder / clip.path}, as when it was indexed, found: {error}."
+            ) from error
         sound = np.zeros(CLIP_SAMPLES, np.float32)
         sound[: len(frames) // 2] = np.frombuffer(frames[: len(frames) // 2 * 2], "<i2") / np.float32(32768)
         return sound
@@ -170,7 +172,9 @@ def load_data(
         words_of[split_of[clip.speaker]].append(clip)
     for split, clips in words_of.items():
         if not clips:
-            raise DataError(f"Expected clips for {split} in {folder}, found none among {len(speakers)} speakers. Use more speakers.")
+            raise DataError(
+                f"Expected clips for {split} in {folder}, found none among {len(speakers)} speakers. Use more speakers."
+            )
 
     clients = _clients(words_of["train"], speakers_per_client)
     counts = [_silence_count(len(clips)) for clips in clients.values()]
@@ -182,9 +186,7 @@ def load_data(
         count = _silence_count(len(words_of[split]))
         chosen, recorded = recorded[:count], recorded[count:]
         held[split] = [*words_of[split], *chosen, *_crops(backgrounds, split, count - len(chosen), seed)]
-    return SpeechCommands(
-        folder, clients, held["validation"], held["test"], speakers_per_client, tuple(skipped), tuple(notes)
-    )
+    return SpeechCommands(folder, clients, held["validation"], held["test"], speakers_per_client, tuple(skipped), tuple(notes))
 
 
 def _speaker(path: str) -> Optional[str]:
@@ -277,7 +279,9 @@ def _official_split(folder: pathlib.Path, clips: Iterable[Clip]) -> Optional[dic
         return None
     if not all(there.values()):
         missing = next(_LISTS[split] for split, is_there in there.items() if not is_there)
-        raise DataError(f"Expected both official lists in {folder}, found no {missing}. Add it, or remove the other to split by a seed.")
+        raise DataError(
+            f"Expected both official lists in {folder}, found no {missing}. Add it, or remove the other to split by a seed."
+        )
     listed = {
         line.strip(): split for split, name in _LISTS.items() for line in (folder / name).read_text().splitlines() if line.strip()
     }
@@ -321,13 +325,15 @@ def _crops(backgrounds: Mapping[str, int], split: str, count: int, seed: int) ->
     starts = [int(high * samples) - CLIP_SAMPLES + 1 - first[path] for path, samples in backgrounds.items()]
     ends = np.cumsum(starts)
     if count > ends[-1]:
-        raise DataError(f"Expected room for {count:,} different crops of background noise, found {ends[-1]:,}. Use more recordings.")
+        raise DataError(
+            f"Expected room for {count:,} different crops of background noise, found {ends[-1]:,}. Use more recordings."
+        )
     drawn = np.random.default_rng([seed, 1 + list(_STRETCHES).index(split)]).choice(ends[-1], count, replace=False)
-    files = np.searchsorted(ends, drawn, side="right")
-    paths = list(backgrounds)
-    return [
-        Clip(paths[file], SILENCE, int(first[paths[file]] + place - (ends[file] - starts[file]))) for file, place in zip(files, drawn)
-    ]
+    crops = []
+    for place, file in zip(drawn, np.searchsorted(ends, drawn, side="right")):
+        path = list(backgrounds)[file]
+        crops.append(Clip(path, SILENCE, int(first[path] + place - (ends[file] - starts[file]))))
+    return crops
 
 
 def _recorded_silence(folder: pathlib.Path, skipped: list[str], seed: int) -> list[Clip]:
