@@ -10,11 +10,15 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
+SPEECH ?= speech_commands
+WHISPER ?= openai/whisper-tiny
+STORE ?= embeddings
+KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed tensorboard test lint bench requirements clean
+.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed tensorboard test lint bench requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -31,6 +35,15 @@ train: setup ## Trains EMNIST by federated averaging, nothing compressed.
 
 train-compressed: setup ## Trains EMNIST with the tutorial's 8-bit encoding both ways.
 	@$(PYTHON) -m tff_kit train emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
+
+embeddings: setup ## Makes embeddings of SPEECH=folder by WHISPER=id or folder into STORE=folder.
+	@$(PYTHON) -m tff_kit embed --speech $(SPEECH) --whisper $(WHISPER) --out $(STORE) $(ARGS)
+
+train-kws: setup ## Trains keyword spotting on STORE=folder (or demo), nothing compressed.
+	@$(PYTHON) -m tff_kit train kws $(KWS_SETTINGS)
+
+train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding both ways.
+	@$(PYTHON) -m tff_kit train kws --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(KWS_SETTINGS)
 
 tensorboard: setup ## Shows the curves of all runs in logs/.
 	@.venv/bin/tensorboard --logdir logs

@@ -97,7 +97,7 @@ def real_clips(shared) -> np.ndarray:
 def torch_python() -> str:
     """A Python with PyTorch: this one, or that of the variable TFF_KIT_TORCH_PYTHON, since nothing else here needs it."""
     python = os.environ.get("TFF_KIT_TORCH_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import torch, transformers, safetensors"], capture_output=True).returncode:
+    if subprocess.run([python, "-c", "import torch, transformers, safetensors"], capture_output=True, check=False).returncode:
         pytest.skip("no PyTorch; set TFF_KIT_TORCH_PYTHON to a Python that has torch, transformers and safetensors")
     return python
 

@@ -87,10 +87,17 @@ def test_files_hold_every_clip_in_order(store, speech):
 
 def test_description_tells_what_the_store_is_of(store, speech):
     description = json.loads((store.folder / "store.json").read_text())
-    expected = dict(
-        model="stand-in", weights_sha256="a" * 64, window="1s", positions=50, width=384, dtype="float16", version=1,
-        speakers_per_client=5, complete=True,
-    )  # fmt: skip
+    expected = {
+        "model": "stand-in",
+        "weights_sha256": "a" * 64,
+        "window": "1s",
+        "positions": 50,
+        "width": 384,
+        "dtype": "float16",
+        "version": 1,
+        "speakers_per_client": 5,
+        "complete": True,
+    }
     assert {key: description[key] for key in expected} == expected
     assert "Speech Commands" in description["name"] and sum(description["clips"].values()) == store.num_clips
     assert 0 < description["relative_error"] < 2**-11  # half a unit in the last place of float16's 11 bits
@@ -370,7 +377,7 @@ def test_a_store_of_another_encoder_or_window_is_refused(store):
 
 
 _SPOILED = {
-    "no store": (lambda folder: shutil.rmtree(folder), "found none"),
+    "no store": (shutil.rmtree, "found none"),
     "short file": (lambda folder: os.truncate(folder / "test" / "000003", 5), "38,400 bytes in .*test/000003, found 5"),
     "no labels": (lambda folder: (folder / "test.labels").unlink(), "bytes in .*test.labels, found 0"),
     "no json": (lambda folder: (folder / "store.json").write_text("{"), "description of a store in .*store.json"),

@@ -23,7 +23,7 @@ from tff_kit.datasets.speech_commands import Clip
 
 
 def _speakers(clips):
-    return {clip.speaker for clip in clips} - {None}
+    return {clip.speaker for clip in clips} - {""}
 
 
 def _everything(speech):

@@ -149,7 +149,7 @@ def test_bad_settings_are_refused_before_anything_is_written(arguments, message,
 
 def test_unknown_words_are_refused_with_those_there_are(capsys):
     assert command_line.main(["train", "mnist"]) == 2
-    assert "TASK one of emnist" in capsys.readouterr().err
+    assert "TASK one of emnist, kws, or embed" in capsys.readouterr().err
     assert command_line.main(["fly", "emnist"]) == 2
     assert "COMMAND one of train, evaluate" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
@@ -271,3 +271,30 @@ def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
+
+
+def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
+    logdir = tmp_path / "kws"
+    arguments = ["--data", "demo", "--window", "1s", "--rounds", "3", "--broadcast", "uniform:8", "--mean", "uniform:8"]
+    assert command_line.main(["train", "kws", *arguments, "--logdir", str(logdir)]) == 0
+    printed = capsys.readouterr().out
+    assert "synthetic" in printed
+    assert "8 clients, 8 a round" in printed  # Of the 21 that it should sample.
+    rows = _rows(logdir)
+    large, small = 128 * 384 * 12, 128 * 50 + 128 + 12  # The 1x1 convolution's kernel has 6,400 elements.
+    weights = 8 * large + 2 * 32 + 32 * small
+    assert large + small == 596_364
+    assert int(rows[0]["broadcast_bits"]) == 8 * (weights + 4 * 32)  # Adam's learning rate, decays and epsilon.
+    assert int(rows[0]["aggregate_bits"]) == 8 * (weights + 384)
+    assert float(rows[-1]["test_accuracy"]) > 3 / 12
+    assert command_line.main(["evaluate", "kws", "--model", str(logdir), "--data", "demo"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1e-6)
+    assert command_line.main(["evaluate", "emnist", "--model", str(logdir), "--data", "digits"]) == 2
+    assert "Expected a run of emnist" in capsys.readouterr().err
+
+
+def test_keyword_spotting_without_embeddings_says_how_to_get_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["train", "kws"]) == 2
+    assert "Expected a store of embeddings in embeddings, found none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

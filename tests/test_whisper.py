@@ -121,7 +121,7 @@ def test_an_unknown_id_without_network_ends_in_a_sentence_within_seconds(tmp_pat
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path)}
     root = pathlib.Path(whisper.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root, check=False)
     seconds, message = done.stdout.strip().split("|")
     assert float(seconds) < 10
     assert "nobody/no-such-model" in message and "can't be reached" in message and "\n" not in message

@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up mess
 
 from tff_kit import runtime
 from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
-from tff_kit.experiments import Emnist, Experiment
+from tff_kit.experiments import Emnist, Experiment, KeywordSpotting
 from tff_kit.processes import (
     build_encoded_broadcast_process_from_model,
     build_encoded_mean_process_from_model,
@@ -26,6 +26,7 @@ from tff_kit.training import evaluate, train
 __all__ = [
     "Emnist",
     "Experiment",
+    "KeywordSpotting",
     "build_broadcast_encoder_fn",
     "build_encoded_broadcast_process_from_model",
     "build_encoded_mean_process_from_model",

@@ -7,12 +7,15 @@ of the text that the task is taken from.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import tensorflow as tf
+from typing_extensions import Literal
 
-from tff_kit import datasets, encoders
-from tff_kit.datasets import emnist
+from tff_kit import datasets, encoders, whisper
+from tff_kit.datasets import embeddings, emnist
 from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
+from tff_kit.models.kws_head import create_kws_head
 
 
 class SettingsError(Exception):
@@ -33,8 +36,10 @@ class Experiment:
     """Encoder of the clients' updates on their way to the server, likewise."""
     threshold: int = encoders.THRESHOLD
     """Only variables with more elements than this are encoded; biases are sensitive to error, and small."""
+    client_optimizer: Literal["sgd", "adam"] = "sgd"
+    """What clients train with."""
     client_lr: float = 0.02
-    """Learning rate of the clients' SGD."""
+    """Learning rate of the clients."""
     server_lr: float = 1.0
     """Learning rate of the server's SGD; 1 is plain averaging."""
     local_epochs: int = 1
@@ -49,6 +54,7 @@ class Experiment:
     """Where the data is."""
 
     task = ""
+    fewer_clients_will_do = False  # Whether a round takes all clients where there are fewer than it should sample.
 
     def __post_init__(self):
         for name in ("rounds", "clients", "local_epochs", "batch_size", "eval_every"):
@@ -60,6 +66,8 @@ class Experiment:
         for name in ("threshold", "seed"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"Expected --{name} to be 0 or more, found {getattr(self, name)}.")
+        if self.client_optimizer not in ("sgd", "adam"):
+            raise SettingsError(f"Expected --client-optimizer to be sgd or adam, found {self.client_optimizer!r}.")
         for name in ("broadcast", "mean"):
             try:
                 encoders.parse_spec(getattr(self, name))
@@ -94,4 +102,37 @@ class Emnist(Experiment):
         return create_original_fedavg_cnn_model(self.only_digits)
 
 
-EXPERIMENTS: dict[str, type[Experiment]] = {experiment.task: experiment for experiment in (Emnist,)}
+@dataclasses.dataclass(frozen=True)
+class KeywordSpotting(Experiment):
+    """A head on Whisper's embeddings of Speech Commands, as in Flower's Whisper example."""
+
+    clients: int = 21
+    """Clients sampled in each round, without replacement; all where there are fewer."""
+    client_optimizer: Literal["sgd", "adam"] = "adam"
+    """What clients train with."""
+    client_lr: float = 1e-3
+    """Learning rate of the clients."""
+    batch_size: int = 8
+    """Clips in a client's training batch; the last, smaller one is dropped."""
+    eval_every: int = 1
+    """Rounds between evaluations on the held-out speakers; a checkpoint is kept as often."""
+    data: str = "embeddings"
+    """Folder of the embeddings that `python -m tff_kit embed` makes, or demo for synthetic ones."""
+    window: Literal["30s", "1s"] = "30s"
+    """Sound that the embeddings were made of: Whisper's 30 s, 1500 positions, or just the clip's 1 s, 50 positions."""
+
+    task = "kws"
+    fewer_clients_will_do = True
+
+    def load_data(self) -> datasets.FederatedDataset:
+        folder = embeddings.demo(window=self.window).folder if self.data == "demo" else pathlib.Path(self.data)
+        data = embeddings.load(folder, self.batch_size, self.window)
+        return dataclasses.replace(
+            data, client_dataset=lambda client, seed: data.client_dataset(client, seed).repeat(self.local_epochs)
+        )
+
+    def build_model(self) -> tf.keras.Model:
+        return create_kws_head(whisper.positions(self.window))
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {"emnist": Emnist, "kws": KeywordSpotting}

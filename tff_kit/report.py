@@ -108,8 +108,9 @@ class Progress:
 
 def print_heading(console: Console, experiment: Experiment, data: FederatedDataset, path) -> None:
     """Prints what is about to run, and what a reader should know of the data."""
+    sampled = min(experiment.clients, len(data.client_ids))
     console.print(
-        f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {experiment.clients} a round; "
+        f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {sampled} a round; "
         f"broadcast {experiment.broadcast}, mean {experiment.mean}; into {path}",
         highlight=False,
         soft_wrap=True,

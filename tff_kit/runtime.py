@@ -137,8 +137,7 @@ def _keep(port: int, log: BinaryIO, started: futures.Future) -> None:
     # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
     # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
     command = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(_BINARY), f"--port={port}"]
-    # Two heaps for its many threads, since with the default of eight a core memory grows from round to round.
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "1", "MALLOC_ARENA_MAX": "2", **os.environ}
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment

@@ -19,6 +19,7 @@ from tff_kit import encoders, processes, report, runs, runtime, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.experiments import Experiment
 
+_OPTIMIZERS = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
 
 
@@ -47,7 +48,7 @@ def train(
     """
     console = console or Console()
     data = experiment.load_data()
-    if experiment.clients > len(data.client_ids):
+    if experiment.clients > len(data.client_ids) and not experiment.fewer_clients_will_do:
         raise DataError(
             f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
             f"found --clients {experiment.clients}."
@@ -104,7 +105,7 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
     arguments = {"threshold": experiment.threshold, "seed": experiment.seed}
     process = processes.build_federated_averaging_process(
         model_fn,
-        tff.learning.optimizers.build_sgdm(experiment.client_lr),
+        _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr),
         tff.learning.optimizers.build_sgdm(experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
             model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments)
@@ -175,7 +176,7 @@ class _Training:
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
         experiment = self._experiment
-        clients = self._sample(round_num, experiment.clients)
+        clients = self._sample(round_num, min(experiment.clients, len(self._data.client_ids)))
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
         began = time.monotonic()
         try:

@@ -156,7 +156,7 @@ def _find(model: str) -> pathlib.Path:
 
     cached = [huggingface_hub.try_to_load_from_cache(model, name) for name in _FILES]
     if all(isinstance(path, str) for path in cached):
-        return pathlib.Path(cached[0]).parent
+        return pathlib.Path(str(cached[0])).parent
     try:
         # Downloads are tried again for long where there is no network; this question is asked once.
         huggingface_hub.model_info(model, timeout=_CONNECT_SECONDS)

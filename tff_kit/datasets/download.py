@@ -134,7 +134,9 @@ def _unpack(url: str, archive: pathlib.Path, folder: pathlib.Path, bar: rich_pro
                     target.mkdir(parents=True, exist_ok=True)
                 elif member.isfile():  # links and devices have no place in data
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with tar.extractfile(member) as source, open(target, "wb") as file:
+                    source = tar.extractfile(member)
+                    assert source is not None  # It is only for what is no file.
+                    with source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file)
                 bar.update(task, completed=raw.tell())
     except (tarfile.TarError, EOFError) as error:

@@ -211,13 +211,14 @@ def demo(
       seed: Of everything random in it.
     """
     if folder is None:
-        folder = tempfile.mkdtemp(prefix="tff_kit-synthetic-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        temporary = tempfile.mkdtemp(prefix="tff_kit-synthetic-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    root = pathlib.Path(temporary if folder is None else folder)
     positions, width = whisper.positions(window), 384
     classes = len(CLASS_NAMES)
     names = [*(f"clients/{i:04d}" for i in range(clients)), "validation", "test"]
     store = Store(
-        folder=pathlib.Path(folder),
+        folder=root,
         name=f"synthetic embeddings of {window}",
         model="synthetic",
         weights_sha256="synthetic",
@@ -295,7 +296,8 @@ def load(
     Args:
       folder: A finished store.
       batch_size: Clips a training batch.
-      window, weights_sha256: What the store must have been made with, see `open_store`.
+      window: The window that the store must have been made with; `None` for any.
+      weights_sha256: The encoder that the store must have been made with; `None` for any.
 
     Raises:
       DataError: As `open_store`, and if no client has two batches.

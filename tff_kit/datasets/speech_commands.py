@@ -61,8 +61,8 @@ class Clip:
         return self.path.split("/")[0]
 
     @property
-    def speaker(self) -> Optional[str]:
-        """The speaker's id, or `None` for silence."""
+    def speaker(self) -> str:
+        """The speaker's id; empty for silence."""
         return _speaker(self.path)
 
 
@@ -190,10 +190,9 @@ def load_data(
     return SpeechCommands(folder, clients, held["validation"], held["test"], speakers_per_client, tuple(skipped), tuple(notes))
 
 
-def _speaker(path: str) -> Optional[str]:
+def _speaker(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
-    speaker = name.split("_nohash_")[0]
-    return speaker if fnmatch.fnmatch(name, "?*_nohash_*.wav") else None
+    return name.split("_nohash_")[0] if fnmatch.fnmatch(name, "?*_nohash_*.wav") else ""
 
 
 def _word_folders(folder: pathlib.Path) -> list[str]:
@@ -227,7 +226,7 @@ def _usable_clips(folder: pathlib.Path, words: Iterable[str], skipped: list[str]
     return clips
 
 
-def _problem(path: pathlib.Path, at_least: int = 1, at_most: Optional[int] = None) -> Optional[str]:
+def _problem(path: pathlib.Path, at_least: int = 1, at_most: Optional[int] = None) -> Optional[str]:  # noqa: PLR0911
     """Returns what keeps a file from being used, or `None`. Reads its header only."""
     try:
         with open(path, "rb") as file, wave.open(file) as sound:
