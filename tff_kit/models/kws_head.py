@@ -21,6 +21,7 @@ CLASSES = 12
 _NAMES = ("0.weight", "0.bias", "3.weight", "3.bias")
 
 
+@tf.keras.utils.register_keras_serializable(package="tff_kit")
 class MixPositions(tf.keras.layers.Layer):
     """A convolution of size 1 whose channels are the positions: float32 [batch, positions, width] -> [batch, filters, width].
 
