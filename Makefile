@@ -18,7 +18,7 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed tensorboard test lint bench requirements clean
+.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -45,6 +45,9 @@ train-kws: setup ## Trains keyword spotting on STORE=folder (or demo), nothing c
 train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding both ways.
 	@$(PYTHON) -m tff_kit train kws --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(KWS_SETTINGS)
 
+train-kws-centralized: setup ## Trains keyword spotting on STORE=folder without federation.
+	@$(PYTHON) -m tff_kit train kws-centralized --data $(STORE) --seed $(SEED) $(ARGS)
+
 tensorboard: setup ## Shows the curves of all runs in logs/.
 	@.venv/bin/tensorboard --logdir logs
 
@@ -55,7 +58,7 @@ lint: setup ## Checks style and types.
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
 bench: setup ## Measures round time and memory, in pairs.
-	@$(PYTHON) benchmarks/round_time.py
+	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
 
 requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
 	@bash scripts/lock.sh

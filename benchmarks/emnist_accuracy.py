@@ -1,6 +1,6 @@
 """Test accuracy against bits on handwritten digits by writer: plain, tutorial's 8 bits, 8 bits tightly packed.
 
-    python benchmarks/emnist_accuracy.py --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.emnist_accuracy --data FOLDER_OF_emnist_all.sqlite
 
 Three seeds, two client learning rates (the tutorial's .02 and .1), 100 rounds of 10 clients. Writes one line a seed and
 encoder into results/emnist_accuracy.csv, their mean and spread into results/emnist_accuracy.md, and the curves into
@@ -9,7 +9,6 @@ results/emnist_accuracy.png. Runs that are done already (in --logdir) are read, 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import pathlib
@@ -19,34 +18,11 @@ import statistics
 import tyro
 
 import tff_kit
-from tff_kit import runs, sizing
+from benchmarks.trained import RESULTS, final, metrics, trained, write_csv
+from tff_kit import sizing
 
-_RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 _SPECS = ("identity", "tensor_encoding:8", "uniform:8")
 _CLIENT_LRS = (0.1, 0.02)
-
-
-def _run(experiment: tff_kit.Emnist, logdir: pathlib.Path) -> list[dict[str, str]]:
-    run = runs.RunDirectory(logdir)
-    if not run.model.exists():
-        tff_kit.train(experiment, logdir, resume=run.settings.exists())
-    with open(run.metrics, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _final(experiment: tff_kit.Emnist, rows: list[dict[str, str]]) -> dict[str, object]:
-    last = rows[-1]
-    return {
-        "encoder": experiment.mean,
-        "client_lr": experiment.client_lr,
-        "seed": experiment.seed,
-        "rounds": experiment.rounds,
-        "clients": experiment.clients,
-        "test_accuracy": round(float(last["test_accuracy"]), 5),
-        "test_loss": round(float(last["test_loss"]), 5),
-        "broadcast_bits": int(last["broadcast_bits"]),
-        "aggregate_bits": int(last["aggregate_bits"]),
-    }
 
 
 def _summary(finals: list[dict], data: str, command: str) -> str:
@@ -59,8 +35,8 @@ def _summary(finals: list[dict], data: str, command: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     for client_lr, spec in itertools.product(_CLIENT_LRS, _SPECS):
-        group = [final for final in finals if (final["client_lr"], final["encoder"]) == (client_lr, spec)]
-        plain = next(final for final in finals if final["encoder"] == "identity")
+        group = [final for final in finals if (final["client_lr"], final["mean"]) == (client_lr, spec)]
+        plain = next(final for final in finals if final["mean"] == "identity")
         accuracies = [final["test_accuracy"] for final in group]
         down, up = group[0]["broadcast_bits"], group[0]["aggregate_bits"]
         ratio = (plain["broadcast_bits"] + plain["aggregate_bits"]) / (down + up)
@@ -89,7 +65,7 @@ def _plot(curves: dict[tuple[float, str], list[list[dict[str, str]]]], title: st
     axes[0].legend()
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(_RESULTS / "emnist_accuracy.png", dpi=110)
+    figure.savefig(RESULTS / "emnist_accuracy.png", dpi=110)
 
 
 def main(
@@ -106,17 +82,13 @@ def main(
     finals, curves = [], {}
     for seed, client_lr, spec in itertools.product(range(seeds), _CLIENT_LRS, _SPECS):
         experiment = tff_kit.Emnist(rounds=rounds, seed=seed, client_lr=client_lr, broadcast=spec, mean=spec, data=data)
-        rows = _run(experiment, logdir / f"{spec.replace(':', '')}_lr{client_lr}_seed{seed}")
-        finals.append(_final(experiment, rows))
+        rows = metrics(trained(experiment, logdir / f"{spec.replace(':', '')}_lr{client_lr}_seed{seed}"))
+        finals.append(final(experiment, rows))
         curves.setdefault((client_lr, spec), []).append(rows)
     name = dataclasses.replace(experiment).load_data().name
-    _RESULTS.mkdir(exist_ok=True)
-    with open(_RESULTS / "emnist_accuracy.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, finals[0].keys())
-        writer.writeheader()
-        writer.writerows(finals)
-    summary = _summary(finals, name, "python benchmarks/emnist_accuracy.py")
-    (_RESULTS / "emnist_accuracy.md").write_text(summary)
+    write_csv("emnist_accuracy.csv", finals)
+    summary = _summary(finals, name, "python -m benchmarks.emnist_accuracy --data FOLDER")
+    (RESULTS / "emnist_accuracy.md").write_text(summary)
     _plot(curves, f"Federated averaging on {name}, {seeds} seeds")
     print(summary)
 

@@ -1,20 +1,22 @@
 """Round time of federated averaging here against the same training in one plain `tf.function` loop, and memory.
 
-    python benchmarks/round_time.py --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.round_time emnist --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.round_time kws --data FOLDER_OF_EMBEDDINGS --window 1s
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
-medians, and medians of the ratios round by round, since machines are noisy. Then one way runs on for 200 rounds, and the
-memory of this process and its worker is read after 20 and after 200. Writes results/round_time.md.
+medians, and medians of the ratios round by round, since machines are noisy. Then the last way runs for 200 rounds on a
+worker of its own, and the memory of this process and the worker is read after 20 and after 200. Writes
+results/round_time.md, and for keyword spotting results/round_time_kws_WINDOW.md.
 """
 
-from __future__ import annotations
+# Annotations here are evaluated at once: tyro reads them.
 
+import dataclasses
 import os
-import pathlib
 import platform
 import statistics
 import time
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 import psutil
@@ -22,33 +24,69 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tyro
 from rich.progress import track
+from typing_extensions import Literal
 
 import tff_kit
+from benchmarks.trained import RESULTS
 from tff_kit import processes, runtime, sizing, training
 
-_RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
-_CLIENTS = 10
 _WARM_UP = 3
 Clients = list[tuple[str, int]]
 
 
-def _loop(experiment: tff_kit.Emnist, data) -> Callable[[Clients], None]:
+def _sgd(rate: float, variables: list[tf.Variable]) -> tuple[Callable, Callable]:
+    """Returns functions that begin a client's training, and that take one step."""
+
+    def step(gradients):
+        for variable, gradient in zip(variables, gradients):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+
+    return lambda: None, step
+
+
+def _adam(rate: float, variables: list[tf.Variable]) -> tuple[Callable, Callable]:
+    """As `_sgd`, by TensorFlow's one operation a variable; a client starts with no moments."""
+    moments = [(tf.Variable(tf.zeros_like(x)), tf.Variable(tf.zeros_like(x))) for x in variables]
+    powers = [tf.Variable(0.9), tf.Variable(0.999)]
+
+    def begin():
+        for m, v in moments:
+            m.assign(tf.zeros_like(m))
+            v.assign(tf.zeros_like(v))
+        powers[0].assign(0.9)
+        powers[1].assign(0.999)
+
+    def step(gradients):
+        for variable, (m, v), gradient in zip(variables, moments, gradients):
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle, m=m.handle, v=v.handle, beta1_power=powers[0], beta2_power=powers[1], lr=rate,
+                beta1=0.9, beta2=0.999, epsilon=1e-7, grad=gradient,
+            )  # fmt: skip
+        powers[0].assign(powers[0] * 0.9)
+        powers[1].assign(powers[1] * 0.999)
+
+    return begin, step
+
+
+def _loop(experiment: tff_kit.Experiment, data, clients_a_round: int) -> Callable[[Clients], None]:
     """Returns a round of the same training without TFF: TensorFlow's own loop over clients and batches."""
     model = experiment.build_model()
     loss_fn = tf.keras.losses.SparseCategoricalCrossentropy()
     mean = [tf.Variable(tf.zeros_like(w)) for w in model.trainable_variables]
     server = [tf.Variable(w) for w in model.trainable_variables]
+    optimizer = {"sgd": _sgd, "adam": _adam}[experiment.client_optimizer]
+    begin, step = optimizer(experiment.client_lr, model.trainable_variables)
 
     @tf.function
     def train_client(dataset):
         for variable, weights in zip(model.trainable_variables, server):
             variable.assign(weights)
+        begin()
         examples = 0.0
         for images, labels in dataset:
             with tf.GradientTape() as tape:
                 loss = loss_fn(labels, model(images, training=True))
-            for variable, gradient in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables)):
-                variable.assign_sub(experiment.client_lr * gradient)
+            step(tape.gradient(loss, model.trainable_variables))
             examples += tf.cast(tf.shape(labels)[0], tf.float32)
         for total, variable, weights in zip(mean, model.trainable_variables, server):
             total.assign_add(examples * (variable - weights))
@@ -59,7 +97,7 @@ def _loop(experiment: tff_kit.Emnist, data) -> Callable[[Clients], None]:
         for total in mean:
             total.assign(tf.zeros_like(total))
         examples = 0.0
-        for client, seed in zip(tf.unstack(clients, _CLIENTS), tf.unstack(seeds, _CLIENTS)):
+        for client, seed in zip(tf.unstack(clients, clients_a_round), tf.unstack(seeds, clients_a_round)):
             examples += train_client(data.client_dataset(client, seed))
         for weights, total in zip(server, mean):
             weights.assign_add(total / examples)
@@ -83,7 +121,7 @@ def _federated(process, context) -> Callable[[Clients], None]:
     return train_round
 
 
-def _plain_process(experiment: tff_kit.Emnist, data) -> tff.learning.templates.LearningProcess:
+def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templates.LearningProcess:
     """Returns federated averaging with nothing encoded and nothing measured."""
 
     def model_fn():
@@ -98,8 +136,9 @@ def _plain_process(experiment: tff_kit.Emnist, data) -> tff.learning.templates.L
     def client_dataset(client, seed):
         return data.client_dataset(client, seed)
 
-    sgd = tff.learning.optimizers.build_sgdm
-    process = processes.build_federated_averaging_process(model_fn, sgd(experiment.client_lr), sgd(1.0))
+    build = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
+    optimizer = build[experiment.client_optimizer](experiment.client_lr)
+    process = processes.build_federated_averaging_process(model_fn, optimizer, build["sgd"](1.0))
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
 
 
@@ -108,26 +147,19 @@ def _memory(worker: runtime.Worker) -> tuple[int, int]:
     return tuple(psutil.Process(pid).memory_info().rss for pid in (os.getpid(), worker.pid))
 
 
-def main(data: str = "auto", rounds: int = 60, memory_rounds: int = 200) -> None:
-    """Measures and writes results/round_time.md.
-
-    Args:
-        data: As in `python -m tff_kit train emnist --data`.
-        rounds: Rounds that are timed, after three that are not.
-        memory_rounds: Rounds at whose end memory is read the second time; the first time is after a tenth of them.
-    """
-    plain = tff_kit.Emnist(data=data)
+def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command: str, file: str) -> None:
     dataset = plain.load_data()
+    clients_a_round = min(plain.clients, len(dataset.client_ids))
     worker = runtime.Worker()
     unsized = runtime.create_context(runtime.worker_executor_factory(worker))
     sized = runtime.create_context(sizing.sizing_executor_factory(worker))
     fed_avg = _plain_process(plain, dataset)
     encoded = {}
     for spec in ("tensor_encoding:8", "uniform:8"):
-        experiment = tff_kit.Emnist(data=data, broadcast=spec, mean=spec)
-        encoded[f"{spec} both ways, sized"] = _federated(training.build_process(experiment, dataset), sized)
+        process = training.build_process(dataclasses.replace(plain, broadcast=spec, mean=spec), dataset)
+        encoded[f"{spec} both ways, sized"] = _federated(process, sized)
     ways = {
-        "plain tf.function loop": _loop(plain, dataset),  # Last of all that build Keras models; see training.py.
+        "plain tf.function loop": _loop(plain, dataset, clients_a_round),  # Last of all that build Keras models; see training.py.
         "federated averaging": _federated(fed_avg, unsized),
         "the same, sized": _federated(fed_avg, sized),
         **encoded,
@@ -135,7 +167,7 @@ def main(data: str = "auto", rounds: int = 60, memory_rounds: int = 200) -> None
     sample = tff.simulation.build_uniform_sampling_fn(dataset.client_ids, replace=False, random_seed=0)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_num in track(range(rounds + _WARM_UP), description="rounds"):
-        clients = [(client, round_num) for client in sample(round_num, _CLIENTS)]
+        clients = [(client, round_num) for client in sample(round_num, clients_a_round)]
         names = list(ways)
         np.random.default_rng(round_num).shuffle(names)
         for name in names:
@@ -143,7 +175,7 @@ def main(data: str = "auto", rounds: int = 60, memory_rounds: int = 200) -> None
             ways[name](clients)
             seconds[name].append(time.perf_counter() - began)
     lines = [
-        f"`python benchmarks/round_time.py`, {dataset.name}, {_CLIENTS} clients a round, {rounds} rounds, "
+        f"`python -m benchmarks.round_time {command}`, {dataset.name}, {clients_a_round} clients a round, {rounds} rounds, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}.",
         "",
         "| way | seconds a round, median | against the loop, median of pairs | against federated averaging |",
@@ -153,19 +185,46 @@ def main(data: str = "auto", rounds: int = 60, memory_rounds: int = 200) -> None
     for name, values in timed.items():
         ratios = [statistics.median(a / b for a, b in zip(values, timed[base])) for base in list(timed)[:2]]
         lines.append(f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
+    worker.stop()
+    worker = runtime.Worker()  # A new one, that has seen nothing else.
+    train_round = _federated(process, runtime.create_context(sizing.sizing_executor_factory(worker)))
     readings = []
     for round_num in track(range(memory_rounds), description="memory"):
-        ways["uniform:8 both ways, sized"]([(client, round_num) for client in sample(round_num, _CLIENTS)])
+        train_round([(client, round_num) for client in sample(round_num, clients_a_round)])
         if round_num + 1 in (memory_rounds // 10, memory_rounds):
             readings.append(_memory(worker))
     lines += ["", f"| memory | after {memory_rounds // 10} rounds | after {memory_rounds} rounds | ratio |", "|---|---|---|---|"]
     for name, first, last in zip(("driver", "worker"), *readings):
         lines.append(f"| {name} | {first / 2**20:.0f} MiB | {last / 2**20:.0f} MiB | {last / first:.3f} |")
     text = "\n".join(lines) + "\n"
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / "round_time.md").write_text(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{file}.md").write_text(text)
     print(text)
     worker.stop()
+
+
+def main(
+    task: tyro.conf.Positional[Literal["emnist", "kws"]] = "emnist",
+    data: Optional[str] = None,
+    window: Literal["30s", "1s"] = "30s",
+    rounds: int = 60,
+    memory_rounds: int = 200,
+) -> None:
+    """Measures and writes a file in results/.
+
+    Args:
+        task: As in `python -m tff_kit train`.
+        data: Likewise.
+        window: Likewise, of keyword spotting.
+        rounds: Rounds that are timed, after three that are not.
+        memory_rounds: Rounds at whose end memory is read the second time; the first time is after a tenth of them.
+    """
+    where = {} if data is None else {"data": data}
+    if task == "kws":
+        experiment: tff_kit.Experiment = tff_kit.KeywordSpotting(window=window, **where)
+        _measure(experiment, rounds, memory_rounds, f"kws --data FOLDER --window {window}", f"round_time_kws_{window}")
+    else:
+        _measure(tff_kit.Emnist(**where), rounds, memory_rounds, "emnist --data FOLDER", "round_time")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import tensorflow as tf
 
 import tff_kit
 from tff_kit import whisper
-from tff_kit.datasets import DataError, FederatedDataset, disk, embeddings, partitions, speech_commands
+from tff_kit.datasets import DataError, FederatedDataset, disk, embeddings, partitions, speech_commands, store_writer
+from tff_kit.datasets import store as stores
 
 POSITIONS, WIDTH = 50, 384
 
@@ -44,12 +45,12 @@ def speech(speech_folder):
 
 @pytest.fixture
 def store(speech, tmp_path):
-    return embeddings.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    return store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
 
 
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
-    return embeddings.demo(tmp_path_factory.mktemp("demo") / "store", clients=4, clips_per_client=100).folder
+    return store_writer.demo(tmp_path_factory.mktemp("demo") / "store", clients=4, clips_per_client=100).folder
 
 
 def _bytes(folder: pathlib.Path) -> dict:
@@ -72,8 +73,8 @@ def test_sizes_of_the_choices():
     """By hand: a clip is 1500 or 50 positions of 384 numbers of 2 bytes, or of 1 byte and a step of 2; and its label's byte."""
     by_hand = {("30s", "float16"): 1500 * 768, ("30s", "int8"): 1500 * 386, ("1s", "float16"): 50 * 768, ("1s", "int8"): 50 * 386}
     for (window, dtype), size in by_hand.items():
-        assert embeddings.store_gigabytes(84_848, window, dtype) == pytest.approx(84_848 * (size + 1) / 1e9)
-    assert round(embeddings.store_gigabytes(84_848), 1) == 97.7  # the published figure for float16
+        assert stores.store_gigabytes(84_848, window, dtype) == pytest.approx(84_848 * (size + 1) / 1e9)
+    assert round(stores.store_gigabytes(84_848), 1) == 97.7  # the published figure for float16
 
 
 def test_files_hold_every_clip_in_order(store, speech):
@@ -101,11 +102,11 @@ def test_description_tells_what_the_store_is_of(store, speech):
     assert {key: description[key] for key in expected} == expected
     assert "Speech Commands" in description["name"] and sum(description["clips"].values()) == store.num_clips
     assert 0 < description["relative_error"] < 2**-11  # half a unit in the last place of float16's 11 bits
-    assert embeddings.open_store(store.folder) == store
+    assert stores.open_store(store.folder) == store
 
 
 def test_int8_is_within_half_a_step_and_says_its_error(speech, tmp_path):
-    store = embeddings.embed(speech, ENCODER, tmp_path / "store", dtype="int8", show_progress=False)
+    store = store_writer.embed(speech, ENCODER, tmp_path / "store", dtype="int8", show_progress=False)
     batches = list(embeddings.load(store.folder).test.as_numpy_iterator())
     found = np.concatenate([x for x, _ in batches])
     expected = np.stack([_expected(speech, clip) for clip in speech.test])
@@ -124,20 +125,20 @@ def test_int8_is_within_half_a_step_and_says_its_error(speech, tmp_path):
     assert any("int8" in note and f"{store.relative_error:.2%}" in note for note in embeddings.load(store.folder).notes)
 
 
-@pytest.mark.parametrize("dtype", embeddings.DTYPES)
+@pytest.mark.parametrize("dtype", stores.DTYPES)
 @pytest.mark.parametrize("value", [0.0, 1e-12, -3.0, 60_000.0])
 def test_constant_embeddings_survive(dtype, value):
-    store = embeddings.Store(pathlib.Path(), "", "", "", "1s", 2, 3, dtype, 1, "", {})
+    store = stores.Store(pathlib.Path(), "", "", "", "1s", 2, 3, dtype, 1, "", {})
     x = np.full([1, 2, 3], value, np.float32)
-    back = embeddings._decode(store, tf.constant([embeddings._encode(x, dtype)[0].tobytes()]))
+    back = stores.decode(store, tf.constant([stores.encode(x, dtype)[0].tobytes()]))
     np.testing.assert_allclose(back, x, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", embeddings.DTYPES)
+@pytest.mark.parametrize("dtype", stores.DTYPES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_what_float16_cannot_hold_is_refused(dtype, value):
     with pytest.raises(DataError, match="that float16 can hold"):
-        embeddings._encode(np.full([1, 2, 3], value, np.float32), dtype)
+        stores.encode(np.full([1, 2, 3], value, np.float32), dtype)
 
 
 # What is read.
@@ -203,14 +204,14 @@ def test_all_clients_together_draw_from_every_client(store, speech):
 
 def test_clients_with_fewer_than_two_batches_are_left_out_and_counted(speech_folder, tmp_path):
     speech = speech_commands.load_data(speech_folder, speakers_per_client=2)  # 12 words and 1 silence each
-    store = embeddings.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    store = store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     assert embeddings.load(store.folder, batch_size=6).client_ids == tuple(speech.clients)
     with pytest.raises(DataError, match="clients with 14 clips or more"):
         embeddings.load(store.folder, batch_size=7)
     description = json.loads((store.folder / "store.json").read_text())
     assert len(description["clips"]) == 14
     uneven = speech_commands.load_data(speech_folder, speakers_per_client=23)  # and one speaker alone
-    store = embeddings.embed(uneven, ENCODER, tmp_path / "uneven", show_progress=False)
+    store = store_writer.embed(uneven, ENCODER, tmp_path / "uneven", show_progress=False)
     dataset = embeddings.load(store.folder)
     assert dataset.client_ids == ("0000",)
     assert any("1 of 2 clients have fewer than two batches of 8" in note for note in dataset.notes)
@@ -243,7 +244,7 @@ def test_the_worker_reads_the_store_by_a_clients_id(demo_folder):
 
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """A store of 77 MB, read once: the peak stays near what it was with the first batches."""
-    store = embeddings.demo(tmp_path / "store", clients=2, clips_per_client=500)
+    store = store_writer.demo(tmp_path / "store", clients=2, clips_per_client=500)
     code = (
         "import resource, sys, tensorflow as tf\nfrom tff_kit.datasets import embeddings\n"
         "dataset = embeddings.load(sys.argv[1])\n"
@@ -263,7 +264,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
 
 def test_a_finished_store_is_left_alone(store, speech):
     before = {p: p.stat().st_mtime_ns for p in store.folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert embeddings.embed(speech, ENCODER, store.folder, show_progress=False) == store
+    assert store_writer.embed(speech, ENCODER, store.folder, show_progress=False) == store
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -273,7 +274,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(store, speech, left):
     _cut(store, left * store.record_bytes + (left * 977) % store.record_bytes)
     asked = []
     counting = whisper.Encoder("stand-in", "a" * 64, "1s", POSITIONS, WIDTH, lambda clips: asked.append(0) or _embed(clips))
-    embeddings.embed(speech, counting, store.folder, show_progress=False)
+    store_writer.embed(speech, counting, store.folder, show_progress=False)
     assert _bytes(store.folder) == whole
     batches = -(-(store.num_clips - left // 32 * 32) // 32)
     assert len(asked) == batches + 2  # two more to measure the error of 64 clips
@@ -299,7 +300,7 @@ import tensorflow as tf
 sys.path[:0] = sys.argv[3:]
 import test_embeddings as here
 from tff_kit import whisper
-from tff_kit.datasets import embeddings, speech_commands
+from tff_kit.datasets import speech_commands, store_writer
 
 def slow(clips):
     time.sleep(0.2)
@@ -307,12 +308,12 @@ def slow(clips):
 
 speech = speech_commands.load_data(sys.argv[1])
 encoder = whisper.Encoder("stand-in", "a" * 64, "1s", here.POSITIONS, here.WIDTH, slow)
-embeddings.embed(speech, encoder, sys.argv[2], batch_size=16)
+store_writer.embed(speech, encoder, sys.argv[2], batch_size=16)
 """
 
 
 def test_killed_and_started_again(speech_folder, speech, tmp_path):
-    whole = embeddings.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
+    whole = store_writer.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
     killed = tmp_path / "killed"
     root = pathlib.Path(tff_kit.__file__).parent.parent
     arguments = [str(speech_folder), str(killed), str(root), str(pathlib.Path(__file__).parent)]
@@ -327,7 +328,7 @@ def test_killed_and_started_again(speech_folder, speech, tmp_path):
     with pytest.raises(DataError, match=f"found {left:,} of {whole.num_clips:,} clips.*Run the same"):
         embeddings.load(killed)
     finished = _clip_stamps(killed, whole)[: left // 16 * 16]
-    embeddings.embed(speech, ENCODER, killed, batch_size=16, show_progress=False)
+    store_writer.embed(speech, ENCODER, killed, batch_size=16, show_progress=False)
     assert _bytes(killed) == _bytes(whole.folder)
     assert _clip_stamps(killed, whole)[: len(finished)] == finished  # whole batches were not made again
 
@@ -346,7 +347,7 @@ def test_killed_before_there_is_a_description(store, speech):
     _cut(store, 0)
     (store.folder / "store.json").unlink()
     (store.folder / "test.labels").write_bytes(b"")
-    embeddings.embed(speech, ENCODER, store.folder, show_progress=False)
+    store_writer.embed(speech, ENCODER, store.folder, show_progress=False)
     assert _bytes(store.folder) == whole
 
 
@@ -354,18 +355,18 @@ def test_killed_before_there_is_a_description(store, speech):
 
 
 def test_two_at_once_are_refused(store, speech):
-    with embeddings._alone(store.folder), pytest.raises(DataError, match="another process"):
-        embeddings.embed(speech, ENCODER, store.folder, show_progress=False)
+    with store_writer._alone(store.folder), pytest.raises(DataError, match="another process"):
+        store_writer.embed(speech, ENCODER, store.folder, show_progress=False)
 
 
 def test_another_encoder_or_data_does_not_go_on(store, speech, speech_folder):
     other = whisper.Encoder("other", "b" * 64, "1s", POSITIONS, WIDTH, _embed)
     with pytest.raises(DataError, match="weights_sha256: expected 'bbb.*found 'aaa"):
-        embeddings.embed(speech, other, store.folder, show_progress=False)
+        store_writer.embed(speech, other, store.folder, show_progress=False)
     with pytest.raises(DataError, match="dtype: expected 'int8', found 'float16'"):
-        embeddings.embed(speech, ENCODER, store.folder, dtype="int8", show_progress=False)
+        store_writer.embed(speech, ENCODER, store.folder, dtype="int8", show_progress=False)
     with pytest.raises(DataError, match="clips_sha256"):
-        embeddings.embed(speech_commands.load_data(speech_folder, seed=5), ENCODER, store.folder, show_progress=False)
+        store_writer.embed(speech_commands.load_data(speech_folder, seed=5), ENCODER, store.folder, show_progress=False)
 
 
 def test_a_store_of_another_encoder_or_window_is_refused(store):
@@ -399,15 +400,15 @@ def test_a_folder_with_other_things_is_not_written_to(speech, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt"):
-        embeddings.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
+        store_writer.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
     with pytest.raises(DataError, match="Expected a folder to write in"):
-        embeddings.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
+        store_writer.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
 
 
 def test_too_little_space_is_said_before_anything_is_written(speech, tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DataError, match="0.01 GB of free space .*found 0.00 GB"):
-        embeddings.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+        store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     assert not (tmp_path / "store" / "store.json").exists()
 
 
@@ -423,8 +424,8 @@ def test_a_disk_that_fills_up_stops_with_a_sentence_and_goes_on_later(store, spe
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_bytes", full)
         with pytest.raises(DataError, match="disk full .*it goes on where it stopped"):
-            embeddings.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
-    embeddings.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
+            store_writer.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
+    store_writer.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
     assert _bytes(tmp_path / "second") == _bytes(store.folder)
 
 
@@ -434,7 +435,7 @@ def test_a_limit_of_the_system_on_files_is_a_full_disk_too(speech, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(DataError, match="disk full"):
-            embeddings.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+            store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -446,12 +447,12 @@ def test_a_limit_of_the_system_on_files_is_a_full_disk_too(speech, tmp_path):
 def test_demo_is_synthetic_by_name_and_the_same_each_time(demo_folder, tmp_path):
     dataset = embeddings.load(demo_folder)
     assert "synthetic" in dataset.name and any("synthetic" in note for note in dataset.notes)
-    again = embeddings.demo(tmp_path / "again", clients=4, clips_per_client=100)
+    again = store_writer.demo(tmp_path / "again", clients=4, clips_per_client=100)
     assert (_bytes(again.folder) == _bytes(demo_folder)) is True  # and no difference of megabytes to print
 
 
 def test_demo_has_the_shape_of_the_long_window_and_a_folder_of_its_own():
-    store = embeddings.demo(window="30s", clients=1, clips_per_client=16)
+    store = store_writer.demo(window="30s", clients=1, clips_per_client=16)
     assert embeddings.load(store.folder).element_spec[0].shape.as_list() == [None, 1500, 384]
     shutil.rmtree(store.folder)
 

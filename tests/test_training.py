@@ -47,8 +47,8 @@ def run(tmp_path_factory):
 def test_a_run_leaves_settings_metrics_curves_checkpoints_and_model(run):
     settings = json.loads((run / "settings.json").read_text())
     assert settings["task"] == "emnist"
-    assert settings["experiment"]["client_lr"] == 0.1
-    assert settings["experiment"]["server_lr"] == 1.0
+    assert settings["settings"]["client_lr"] == 0.1
+    assert settings["settings"]["server_lr"] == 1.0
     assert "scikit-learn" in settings["data"]
     assert settings["versions"]["tensorflow_federated"] == "0.87.0"
     rows = _rows(run)
@@ -149,7 +149,7 @@ def test_bad_settings_are_refused_before_anything_is_written(arguments, message,
 
 def test_unknown_words_are_refused_with_those_there_are(capsys):
     assert command_line.main(["train", "mnist"]) == 2
-    assert "TASK one of emnist, kws, or embed" in capsys.readouterr().err
+    assert "TASK one of emnist, kws, kws-centralized, or embed" in capsys.readouterr().err
     assert command_line.main(["fly", "emnist"]) == 2
     assert "COMMAND one of train, evaluate" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
@@ -190,7 +190,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
     (logdir / "notes.txt").write_text("keep")
     assert _train(*arguments, "--seed", 1, "--overwrite") == 0
     assert (logdir / "notes.txt").read_text() == "keep"
-    assert json.loads((logdir / "settings.json").read_text())["experiment"]["seed"] == 1
+    assert json.loads((logdir / "settings.json").read_text())["settings"]["seed"] == 1
     assert len(list(logdir.glob("events*"))) == 1
 
 
@@ -279,7 +279,7 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     assert command_line.main(["train", "kws", *arguments, "--logdir", str(logdir)]) == 0
     printed = capsys.readouterr().out
     assert "synthetic" in printed
-    assert "8 clients, 8 a round" in printed  # Of the 21 that it should sample.
+    assert "kws, 8 clients a round" in printed  # Of the 21 that it should sample.
     rows = _rows(logdir)
     large, small = 128 * 384 * 12, 128 * 50 + 128 + 12  # The 1x1 convolution's kernel has 6,400 elements.
     weights = 8 * large + 2 * 32 + 32 * small

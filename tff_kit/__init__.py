@@ -13,17 +13,20 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages; has to be set before its import.
 
 from tff_kit import runtime
+from tff_kit.centralized import train as train_centralized
 from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
-from tff_kit.experiments import Emnist, Experiment, KeywordSpotting
+from tff_kit.evaluation import evaluate
+from tff_kit.experiments import CentralizedKeywordSpotting, Emnist, Experiment, KeywordSpotting
 from tff_kit.processes import (
     build_encoded_broadcast_process_from_model,
     build_encoded_mean_process_from_model,
     build_federated_averaging_process,
 )
 from tff_kit.sizing import format_size, set_sizing_environment, sizing_executor_factory
-from tff_kit.training import evaluate, train
+from tff_kit.training import train
 
 __all__ = [
+    "CentralizedKeywordSpotting",
     "Emnist",
     "Experiment",
     "KeywordSpotting",
@@ -37,6 +40,7 @@ __all__ = [
     "set_sizing_environment",
     "sizing_executor_factory",
     "train",
+    "train_centralized",
 ]
 
 # As TFF does when it is imported; from here on with a worker that ends with this process.

@@ -15,51 +15,73 @@ from typing_extensions import Literal
 import tff_kit
 from tff_kit import datasets, experiments, runs, runtime
 from tff_kit import whisper as whisper_encoder
-from tff_kit.datasets import embeddings, speech_commands
+from tff_kit.datasets import partitions, speech_commands, store, store_writer
 
 _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
 
-  train TASK      train by federated averaging, into a run directory
-  evaluate TASK   print accuracy, loss and number of examples of a trained model as JSON
-  embed           make the embeddings that the task kws trains on, from a folder of Speech Commands
+  train TASK        train, by federated averaging unless TASK says otherwise, into a run directory
+  evaluate TASK     print accuracy, loss and number of examples of a trained model as JSON
+  embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
+  plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
 _ERRORS = (datasets.DataError, experiments.SettingsError, runs.RunError, runtime.WorkerError, OSError)
+_TASKS: dict[str, tuple[type[experiments.Training], Callable]] = {
+    "emnist": (experiments.Emnist, tff_kit.train),
+    "kws": (experiments.KeywordSpotting, tff_kit.train),
+    "kws-centralized": (experiments.CentralizedKeywordSpotting, tff_kit.train_centralized),
+}
 
 
-def _train_command(experiment_type: type[experiments.Experiment], default: experiments.Experiment):
+def _train_command(task: str, arguments: list[str]):
+    settings_type, train_task = _TASKS[task]
+    default = _default_settings(settings_type, arguments)
+
     def train(
-        experiment: tyro.conf.OmitArgPrefixes[experiment_type] = default,  # type: ignore[valid-type]
+        training: tyro.conf.OmitArgPrefixes[settings_type] = default,  # type: ignore[valid-type]
         logdir: Optional[pathlib.Path] = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        """Trains by federated averaging.
+        """Trains into a run directory.
 
         Args:
-            experiment: The settings.
+            training: The settings.
             logdir: The run directory; by default a new one in logs/.
-            resume: Go on with the stopped or killed run in --logdir, with its settings; more --rounds are allowed.
+            resume: Go on with the stopped or killed run in --logdir, with its settings; more --rounds or --epochs are allowed.
             overwrite: Replace a run in --logdir.
         """
-        tff_kit.train(experiment, logdir, resume, overwrite)
+        train_task(training, logdir, resume, overwrite)
 
     return train
 
 
-def _evaluate_command(experiment_type: type[experiments.Experiment], default: experiments.Experiment):
-    def evaluate(model: pathlib.Path, data: str = default.data) -> None:
+def _evaluate_command(task: str):
+    def evaluate(model: pathlib.Path, data: Optional[str] = None) -> None:
         """Prints one JSON object: accuracy, loss and examples of a trained model on held-out data.
 
         Args:
             model: The run directory.
-            data: As in train.
+            data: As in train; by default what the run was trained on.
         """
         run = runs.RunDirectory(model)
-        experiment = dataclasses.replace(run.read_experiment(experiment_type), data=data)
-        print(json.dumps(tff_kit.evaluate(experiment, run)))
+        training = run.read_settings(_TASKS[task][0])
+        training = training if data is None else dataclasses.replace(training, data=data)
+        print(json.dumps(tff_kit.evaluate(training, run)))
 
     return evaluate
+
+
+def _plot_partitions(data: pathlib.Path = pathlib.Path("embeddings"), out: pathlib.Path = pathlib.Path("logs")) -> None:
+    """Draws the clips of each client, and of each of its classes, as PNG.
+
+    Args:
+        data: Folder of embeddings.
+        out: Folder of clips_per_client.png and classes_per_client.png.
+    """
+    opened = store.open_store(data)
+    for name in partitions.plot_partitions(opened.client_labels, speech_commands.CLASS_NAMES, opened.name, out):
+        print(out / name)
 
 
 def _embed(
@@ -89,35 +111,34 @@ def _embed(
     data = speech_commands.load_data(speech, speakers_per_client, seed=seed, show_progress=True)
     for line in [*data.notes, *data.skipped]:
         print(f"Note: {line}", file=sys.stderr)
-    store = embeddings.embed(data, whisper_encoder.load_encoder(whisper, window), out, dtype)
+    store = store_writer.embed(data, whisper_encoder.load_encoder(whisper, window), out, dtype)
     print(f"{store.num_clips:,} clips, {len(store.client_ids)} clients, in {out}; relative error {store.relative_error:.2g}")
 
 
-_COMMANDS = {"train": _train_command, "evaluate": _evaluate_command}
+_TASK_COMMANDS = ("train", "evaluate")
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code."""
-    tasks = ", ".join(experiments.EXPERIMENTS)
+    usage = _USAGE.format(tasks=", ".join(_TASKS))
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE.format(tasks=tasks))
+        print(usage)
         return 0
-    if arguments[0] == "embed":
-        return _run(lambda: _embed, "embed", arguments[1:])
     command, task = (*arguments, "")[:2]
-    if command not in _COMMANDS or task not in experiments.EXPERIMENTS:
+    if command == "embed":
+        return _run(lambda: _embed, "embed", arguments[1:])
+    if (command, task) == ("plot", "partitions"):
+        return _run(lambda: _plot_partitions, "plot partitions", arguments[2:])
+    if command not in _TASK_COMMANDS or task not in _TASKS:
         print(
-            f"error: expected COMMAND one of {', '.join(_COMMANDS)} and TASK one of {tasks}, or embed; found "
-            f"{' '.join(arguments[:2])!r}.\n\n{_USAGE.format(tasks=tasks)}",
+            f"error: expected COMMAND TASK with COMMAND one of {', '.join(_TASK_COMMANDS)} and TASK one of {', '.join(_TASKS)}, "
+            f"or embed, or plot partitions; found {' '.join(arguments[:2])!r}.\n\n{usage}",
             file=sys.stderr,
         )
         return 2
-    experiment_type = experiments.EXPERIMENTS[task]
-    return _run(
-        lambda: _COMMANDS[command](experiment_type, _default_settings(experiment_type, arguments[2:])),
-        f"{command} {task}",
-        arguments[2:],
-    )
+    if command == "train":
+        return _run(lambda: _train_command(task, arguments[2:]), f"train {task}", arguments[2:])
+    return _run(lambda: _evaluate_command(task), f"evaluate {task}", arguments[2:])
 
 
 def _run(make_function: Callable[[], Callable], name: str, arguments: list[str]) -> int:
@@ -133,14 +154,14 @@ def _run(make_function: Callable[[], Callable], name: str, arguments: list[str])
     return 0
 
 
-def _default_settings(experiment_type: type[experiments.Experiment], arguments: list[str]) -> experiments.Experiment:
+def _default_settings(settings_type: type[experiments.Training], arguments: list[str]) -> experiments.Training:
     """Returns the defaults of the command line: those of the run to resume, where one is resumed."""
     if "--resume" in arguments:
         if "--logdir" not in arguments[:-1]:
             raise runs.RunError("Expected the run to go on with: --resume needs --logdir FOLDER.")
         logdir = arguments[arguments.index("--logdir") + 1]
-        return runs.RunDirectory(pathlib.Path(logdir)).read_experiment(experiment_type)
-    return experiment_type()
+        return runs.RunDirectory(pathlib.Path(logdir)).read_settings(settings_type)
+    return settings_type()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Optional
 
 import tensorflow as tf
 from typing_extensions import Literal
 
 from tff_kit import datasets, encoders, whisper
-from tff_kit.datasets import embeddings, emnist
+from tff_kit.datasets import embeddings, emnist, store_writer
 from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
 from tff_kit.models.kws_head import create_kws_head
 
@@ -23,7 +25,29 @@ class SettingsError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Training:
+    """What every training can be told, federated or not."""
+
+    batch_size: int = 20
+    """Examples in a training batch."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    data: str = "auto"
+    """Where the data is."""
+
+    task = ""
+
+    def load_data(self) -> datasets.FederatedDataset:
+        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        raise NotImplementedError
+
+    def build_model(self) -> tf.keras.Model:
+        """Returns a new, untrained model that puts out class probabilities."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Training):
     """What every federated averaging experiment can be told."""
 
     rounds: int = 10
@@ -50,22 +74,16 @@ class Experiment:
     """Of the initial weights, the sampling of clients, the order of their examples and the encoders."""
     eval_every: int = 10
     """Rounds between evaluations on the held-out data; a checkpoint is kept as often. The last round is evaluated too."""
-    data: str = "auto"
-    """Where the data is."""
 
-    task = ""
     fewer_clients_will_do = False  # Whether a round takes all clients where there are fewer than it should sample.
 
     def __post_init__(self):
-        for name in ("rounds", "clients", "local_epochs", "batch_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"Expected --{name.replace('_', '-')} to be at least 1, found {getattr(self, name)}.")
-        for name in ("client_lr", "server_lr"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"Expected --{name.replace('_', '-')} to be more than 0, found {getattr(self, name)}.")
-        for name in ("threshold", "seed"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"Expected --{name} to be 0 or more, found {getattr(self, name)}.")
+        _check_settings(
+            self,
+            at_least_1=("rounds", "clients", "local_epochs", "batch_size", "eval_every"),
+            above_0=("client_lr", "server_lr"),
+            at_least_0=("threshold", "seed"),
+        )
         if self.client_optimizer not in ("sgd", "adam"):
             raise SettingsError(f"Expected --client-optimizer to be sgd or adam, found {self.client_optimizer!r}.")
         for name in ("broadcast", "mean"):
@@ -73,14 +91,6 @@ class Experiment:
                 encoders.parse_spec(getattr(self, name))
             except encoders.SpecError as error:
                 raise SettingsError(f"--{name}: {error}") from error
-
-    def load_data(self) -> datasets.FederatedDataset:
-        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
-        raise NotImplementedError
-
-    def build_model(self) -> tf.keras.Model:
-        """Returns a new, untrained model that puts out class probabilities."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +134,8 @@ class KeywordSpotting(Experiment):
     task = "kws"
     fewer_clients_will_do = True
 
-    def load_data(self) -> datasets.FederatedDataset:
-        folder = embeddings.demo(window=self.window).folder if self.data == "demo" else pathlib.Path(self.data)
-        data = embeddings.load(folder, self.batch_size, self.window)
+    def load_data(self) -> embeddings.EmbeddingDataset:
+        data = _load_embeddings(self.data, self.batch_size, self.window)
         return dataclasses.replace(
             data, client_dataset=lambda client, seed: data.client_dataset(client, seed).repeat(self.local_epochs)
         )
@@ -135,4 +144,51 @@ class KeywordSpotting(Experiment):
         return create_kws_head(whisper.positions(self.window))
 
 
-EXPERIMENTS: dict[str, type[Experiment]] = {"emnist": Emnist, "kws": KeywordSpotting}
+@dataclasses.dataclass(frozen=True)
+class CentralizedKeywordSpotting(Training):
+    """The same head on all clients' clips together, without federation: what federated averaging is compared with."""
+
+    epochs: int = 3
+    """Epochs of training; the head is kept that was best on the validation speakers."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    batch_size: int = 8
+    """Clips in a training batch, drawn so that classes are about balanced."""
+    seed: int = 0
+    """Of the initial weights and the drawing of clips."""
+    checkpoint: Optional[str] = None
+    """A head to start from: model.keras of a run, or safetensors in the names of the PyTorch module's state_dict."""
+    data: str = "embeddings"
+    """Folder of the embeddings that `python -m tff_kit embed` makes, or demo for synthetic ones."""
+    window: Literal["30s", "1s"] = "30s"
+    """Sound that the embeddings were made of: Whisper's 30 s, 1500 positions, or just the clip's 1 s, 50 positions."""
+
+    task = "kws-centralized"
+
+    def __post_init__(self):
+        _check_settings(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))
+
+    def load_data(self) -> embeddings.EmbeddingDataset:
+        return _load_embeddings(self.data, self.batch_size, self.window)
+
+    def build_model(self) -> tf.keras.Model:
+        return create_kws_head(whisper.positions(self.window))
+
+
+def _load_embeddings(data: str, batch_size: int, window: str) -> embeddings.EmbeddingDataset:
+    folder = store_writer.demo(window=window).folder if data == "demo" else pathlib.Path(data)
+    return embeddings.load(folder, batch_size, window)
+
+
+def _check_settings(
+    settings, at_least_1: Sequence[str] = (), above_0: Sequence[str] = (), at_least_0: Sequence[str] = ()
+) -> None:
+    checks = (
+        (at_least_1, lambda x: x >= 1, "at least 1"),
+        (above_0, lambda x: x > 0, "more than 0"),
+        (at_least_0, lambda x: x >= 0, "0 or more"),
+    )
+    for names, is_valid, expected in checks:
+        for name in names:
+            if not is_valid(getattr(settings, name)):
+                raise SettingsError(f"Expected --{name.replace('_', '-')} to be {expected}, found {getattr(settings, name)}.")

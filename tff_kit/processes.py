@@ -174,85 +174,23 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         self._encoder_fn = encoder_fn
 
     def create(self, value_type):
-        specs = tff.types.type_to_tf_tensor_specs(value_type)
-        encoder_list = _make_encoders(self._encoder_fn, specs, te.core.GatherEncoder)
-
-        @tff.tensorflow.computation
-        def initial_state():
-            return tuple(encoder.initial_state() for encoder in encoder_list)
-
+        codec = _GatherCodec(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
+        initial_state = tff.tensorflow.computation(codec.initial_state)
         state_type = initial_state.type_signature.result
-
-        @tff.tensorflow.computation(state_type)
-        def params(state):
-            return tuple(encoder.get_params(s) for encoder, s in zip(encoder_list, state))
-
+        params = tff.tensorflow.computation(codec.params, state_type)
         params_type = params.type_signature.result
-
-        @tff.tensorflow.computation(value_type, params_type)
-        def encode(value, params):
-            flat = tf.nest.flatten(value)
-            messages, decoded = [], []
-            for encoder, x, (encoding, before_sum, after_sum) in zip(encoder_list, flat, params):
-                encoded, state_update = encoder.encode(x, encoding)
-                # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
-                messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
-                part = encoder.decode_before_sum(encoded, before_sum)
-                decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
-            return tuple(messages), _squared_error_and_norm(flat, decoded)
-
+        encode = tff.tensorflow.computation(codec.encode, (value_type, params_type))
         message_type = encode.type_signature.result
-
-        def decode_part(message):
-            messages, error = message
-            return collections.OrderedDict(
-                values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(encoder_list, messages)),
-                state_updates=tuple(
-                    tuple(map(_single, tf.nest.flatten(m["state_update"]), tf.nest.flatten(e.state_update_aggregation_modes)))
-                    for e, m in zip(encoder_list, messages)
-                ),
-                error_and_norm=error,
-                bits=tf.cast(encoders.payload_bits([(m["encoded"], m["params"]) for m in messages]), tf.int64),
-                clients=tf.constant([1]),
-            )
-
-        modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in encoder_list]
-        zero, total_type = _zero(tff.tensorflow.computation(decode_part, message_type).type_signature.result, modes)
-
-        def merge_parts(a, b):
-            merged = collections.OrderedDict((key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a)
-            merged["state_updates"] = tuple(
-                tuple(map(_merge_state_update, x, y, mode)) for x, y, mode in zip(a["state_updates"], b["state_updates"], modes)
-            )
-            return merged
-
-        @tff.tensorflow.computation(total_type, message_type)
-        def accumulate(total, message):
-            return merge_parts(total, decode_part(message))
-
-        @tff.tensorflow.computation(total_type, total_type)
-        def merge(a, b):
-            return merge_parts(a, b)
-
-        @tff.tensorflow.computation(total_type)
-        def report(total):
-            return total
-
-        @tff.tensorflow.computation(state_type, params_type, total_type)
-        def finish(state, params, total):
-            values = [
-                encoder.decode_after_sum(value, after_sum, total["clients"])
-                for encoder, value, (_, _, after_sum) in zip(encoder_list, total["values"], params)
-            ]
-            new_state = tuple(
-                encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
-                for encoder, s, update in zip(encoder_list, state, total["state_updates"])
-            )
-            measurements = collections.OrderedDict(
-                bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
-                distortion=_normalised(total["error_and_norm"]),
-            )
-            return new_state, tf.nest.pack_sequence_as(specs, values), measurements
+        part = tff.tensorflow.computation(codec.decode, message_type)
+        part_specs = tff.types.type_to_tf_tensor_specs(part.type_signature.result)
+        zero = tff.tensorflow.computation(lambda: codec.zero(part_specs))
+        total_type = tff.types.tensorflow_to_type(codec.total_specs(part_specs))
+        accumulate = tff.tensorflow.computation(
+            lambda total, message: codec.merge(total, codec.decode(message)), (total_type, message_type)
+        )
+        merge = tff.tensorflow.computation(codec.merge, (total_type, total_type))
+        report = tff.tensorflow.computation(lambda total: total, total_type)
+        finish = tff.tensorflow.computation(codec.finish, (state_type, params_type, total_type))
 
         @tff.federated_computation
         def initialize():
@@ -269,40 +207,103 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         return tff.templates.AggregationProcess(initialize, add)
 
 
-def _single(update: tf.Tensor, mode: te.core.StateAggregationMode) -> tf.Tensor:
-    return update[tf.newaxis] if mode == _Modes.STACK else update
+class _GatherCodec:
+    """The steps of an encoded sum as TensorFlow functions: on the server, on a client, and between two partial sums.
+
+    A client's message decodes to a part, and parts add up to a total; both are a dict of the values as far as they are
+    decoded before the sum, what the clients report to the encoders' state, squared error and norm of their encodings,
+    payload bits, and the number of clients.
+    """
+
+    def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
+        self._specs = specs
+        self._encoders = _make_encoders(encoder_fn, specs, te.core.GatherEncoder)
+        self._modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in self._encoders]
+
+    def initial_state(self):
+        return tuple(encoder.initial_state() for encoder in self._encoders)
+
+    def params(self, state):
+        """Parameters of encoding, and of decoding before and after the sum."""
+        return tuple(encoder.get_params(s) for encoder, s in zip(self._encoders, state))
+
+    def encode(self, value, params):
+        """A client's message, with its encodings' squared error and norm."""
+        flat = tf.nest.flatten(value)
+        messages, decoded = [], []
+        for encoder, x, (encoding, before_sum, after_sum) in zip(self._encoders, flat, params):
+            encoded, state_update = encoder.encode(x, encoding)
+            # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
+            messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
+            part = encoder.decode_before_sum(encoded, before_sum)
+            decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
+        return tuple(messages), _squared_error_and_norm(flat, decoded)
+
+    def decode(self, message):
+        """A client's part."""
+        messages, error_and_norm = message
+        updates = (tf.nest.flatten(m["state_update"]) for m in messages)
+        return collections.OrderedDict(
+            values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(self._encoders, messages)),
+            state_updates=self._map_updates(lambda x, mode: x[tf.newaxis] if mode == _Modes.STACK else x, updates),
+            error_and_norm=error_and_norm,
+            bits=tf.cast(encoders.payload_bits(messages), tf.int64),
+            clients=tf.constant([1]),
+        )
+
+    def zero(self, part_specs):
+        """The total of no client."""
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), part_specs)
+        zeros["state_updates"] = self._map_updates(_no_update, part_specs["state_updates"])
+        return zeros
+
+    def total_specs(self, part_specs):
+        """The `tf.TensorSpec`s of a total: where updates are stacked, of any number of clients."""
+        stacked = self._map_updates(
+            lambda spec, mode: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec,
+            part_specs["state_updates"],
+        )
+        return collections.OrderedDict(part_specs, state_updates=stacked)
+
+    def merge(self, a, b):
+        """The sum of two totals."""
+        merged = collections.OrderedDict(
+            (key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a if key != "state_updates"
+        )
+        pairs = (tuple(zip(x, y)) for x, y in zip(a["state_updates"], b["state_updates"]))
+        merged["state_updates"] = self._map_updates(_merge_update, pairs)
+        return collections.OrderedDict((key, merged[key]) for key in a)
+
+    def finish(self, state, params, total):
+        """The new state, the sum, and the measurements."""
+        values = [
+            encoder.decode_after_sum(value, after_sum, total["clients"])
+            for encoder, value, (_, _, after_sum) in zip(self._encoders, total["values"], params)
+        ]
+        new_state = tuple(
+            encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
+            for encoder, s, update in zip(self._encoders, state, total["state_updates"])
+        )
+        measurements = collections.OrderedDict(
+            bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
+            distortion=_normalised(total["error_and_norm"]),
+        )
+        return new_state, tf.nest.pack_sequence_as(self._specs, values), measurements
+
+    def _map_updates(self, function, updates):
+        return tuple(tuple(map(function, x, modes)) for x, modes in zip(updates, self._modes))
 
 
-def _merge_state_update(a: tf.Tensor, b: tf.Tensor, mode: te.core.StateAggregationMode) -> tf.Tensor:
+def _no_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
     if mode == _Modes.STACK:
-        return tf.concat([a, b], axis=0)
-    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](a, b)
+        return tf.zeros([0, *spec.shape[1:]], spec.dtype)
+    return tf.fill(spec.shape, tf.cast({_Modes.SUM: 0, _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode], spec.dtype))
 
 
-def _zero(part_type: tff.Type, modes: list[tuple]) -> tuple[tff.Computation, tff.Type]:
-    """Returns the computation that makes the sum of no client's parts, and the type of sums."""
-    specs = tff.types.type_to_tf_tensor_specs(part_type)
-
-    def zero_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
-        if mode == _Modes.STACK:
-            return tf.zeros([0, *spec.shape[1:]], spec.dtype)
-        return tf.fill(
-            spec.shape, {_Modes.SUM: tf.zeros([], spec.dtype), _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode]
-        )
-
-    @tff.tensorflow.computation
-    def zero():
-        total = tf.nest.map_structure(
-            lambda spec: tf.zeros(spec.shape, spec.dtype), {k: v for k, v in specs.items() if k != "state_updates"}
-        )
-        total["state_updates"] = tuple(tuple(map(zero_update, s, m)) for s, m in zip(specs["state_updates"], modes))
-        return collections.OrderedDict((key, total[key]) for key in specs)
-
-    def of_any_number_of_clients(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.TensorSpec:
-        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec
-
-    specs["state_updates"] = tuple(tuple(map(of_any_number_of_clients, s, m)) for s, m in zip(specs["state_updates"], modes))
-    return zero, tff.types.tensorflow_to_type(specs)
+def _merge_update(pair: tuple[tf.Tensor, tf.Tensor], mode: te.core.StateAggregationMode) -> tf.Tensor:
+    if mode == _Modes.STACK:
+        return tf.concat(pair, axis=0)
+    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](*pair)
 
 
 def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:

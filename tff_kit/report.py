@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import pathlib
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 from rich import box
 from rich import progress as rich_progress
@@ -73,15 +75,7 @@ class Progress:
     """A progress bar over the rounds, and a line for each."""
 
     def __init__(self, console: Console, experiment: Experiment, done: int):
-        columns = (
-            "{task.description}",
-            rich_progress.BarColumn(),
-            rich_progress.MofNCompleteColumn(),
-            rich_progress.TimeElapsedColumn(),
-            "left",
-            rich_progress.TimeRemainingColumn(),
-        )
-        self._bar = rich_progress.Progress(*columns, console=console, transient=True)
+        self._bar = _progress_bar(console)
         self._console = console
         self._task = self._bar.add_task("rounds", total=experiment.rounds, completed=done)
 
@@ -106,15 +100,56 @@ class Progress:
         self._bar.advance(self._task)
 
 
-def print_heading(console: Console, experiment: Experiment, data: FederatedDataset, path) -> None:
-    """Prints what is about to run, and what a reader should know of the data."""
-    sampled = min(experiment.clients, len(data.client_ids))
-    console.print(
-        f"Training {experiment.task} on {data.name}, {len(data.client_ids)} clients, {sampled} a round; "
-        f"broadcast {experiment.broadcast}, mean {experiment.mean}; into {path}",
-        highlight=False,
-        soft_wrap=True,
+class EpochProgress(tf.keras.callbacks.Callback):
+    """A progress bar over the batches of each epoch, and a line for each epoch with its validation."""
+
+    def __init__(self, console: Console, epochs: int):
+        super().__init__()
+        self._bar = _progress_bar(console)
+        self._console = console
+        self._epochs = epochs
+
+    def __enter__(self) -> EpochProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the epoch's bar."""
+        self._task = self._bar.add_task(f"epoch {epoch + 1} of {self._epochs}", total=self.params["steps"])
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Moves the bar on."""
+        self._bar.advance(self._task)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Puts a line in the bar's place."""
+        self._bar.remove_task(self._task)
+        self._console.print(
+            f"epoch {epoch + 1}: loss {logs['loss']:.4f}, accuracy {logs['sparse_categorical_accuracy']:.4f}; validation loss "
+            f"{logs['val_loss']:.4f}, accuracy {logs['val_sparse_categorical_accuracy']:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _progress_bar(console: Console) -> rich_progress.Progress:
+    columns = (
+        "{task.description}",
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        "left",
+        rich_progress.TimeRemainingColumn(),
     )
+    return rich_progress.Progress(*columns, console=console, transient=True)
+
+
+def print_heading(console: Console, what: str, data: FederatedDataset, path: pathlib.Path) -> None:
+    """Prints what is about to run, and what a reader should know of the data."""
+    console.print(f"Training {what} on {data.name}, {len(data.client_ids)} clients; into {path}", highlight=False, soft_wrap=True)
     for note in data.notes:
         console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ metrics.csv     a line a round
 events.*        TensorBoard's
 checkpoints/    the last states of the process, to resume from
 model.keras     the final Keras model
+model.safetensors, test.json   of a training without federation: the same for PyTorch, and the final test
 worker.log      what TFF's worker printed
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import json
 import os
@@ -19,14 +21,16 @@ import pathlib
 import platform
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional, TypeVar, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_kit.experiments import Experiment
+from tff_kit.experiments import Training
 
-_OWN_FILES = ("settings.json", "metrics.csv", "model.keras", "worker.log", "checkpoints")
+T = TypeVar("T", bound=Training)
+_LENGTHS = {"rounds", "epochs"}  # The settings that a resumed run may have more of.
+_OWN_FILES = ("settings.json", "metrics.csv", "model.keras", "model.safetensors", "test.json", "worker.log", "checkpoints")
 
 
 class RunError(RuntimeError):
@@ -59,20 +63,20 @@ class RunDirectory:
     def worker_log(self) -> pathlib.Path:
         return self.path / "worker.log"
 
-    def read_experiment(self, expected: type[Experiment]) -> Experiment:
-        """Returns the experiment that ran here; raises `RunError` where there is none, or of another task."""
+    def read_settings(self, expected: type[T]) -> T:
+        """Returns the settings of the run; raises `RunError` where there is none, or of another task."""
         try:
             settings = json.loads(self.settings.read_text())
             if settings["task"] == expected.task:
-                return expected(**settings["experiment"])
+                return expected(**settings["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"Expected a run with its settings.json in {self.path}, found {error!r}.") from error
         raise RunError(f"Expected a run of {expected.task} in {self.path}, found one of {settings['task']}.")
 
-    def write_settings(self, experiment: Experiment, data_name: str, notes: tuple[str, ...]) -> None:
+    def write_settings(self, training: Training, data_name: str, notes: tuple[str, ...]) -> None:
         settings: dict[str, Any] = {
-            "task": experiment.task,
-            "experiment": dataclasses.asdict(experiment),
+            "task": training.task,
+            "settings": dataclasses.asdict(training),
             "data": data_name,
             "notes": list(notes),
             "versions": {
@@ -86,14 +90,22 @@ class RunDirectory:
         part.replace(self.settings)
 
 
+def default_path(logdir: Optional[Union[str, pathlib.Path]], *names: str) -> pathlib.Path:
+    """Returns `logdir`, or where there is none a folder in `logs/` with a name made of `names` and the time."""
+    if logdir:
+        return pathlib.Path(logdir)
+    name = "_".join(names).translate(str.maketrans(":/", "-_"))
+    return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
 @contextlib.contextmanager
-def open_run(path: pathlib.Path, experiment: Experiment, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
-    """Makes `path` the run directory of `experiment`, and keeps others out of it meanwhile.
+def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
+    """Makes `path` the run directory of `training`, and keeps others out of it meanwhile.
 
     Args:
       path: Where; made if it does not exist.
-      experiment: What will run there.
-      resume: Go on with the run in `path`, which must have had the same settings; more rounds are allowed.
+      training: What will run there.
+      resume: Go on with the run in `path`, which must have had the same settings; more rounds or epochs are allowed.
       overwrite: Delete a run in `path` first.
 
     Raises:
@@ -105,7 +117,7 @@ def open_run(path: pathlib.Path, experiment: Experiment, resume: bool, overwrite
     if path.exists() and not path.is_dir():
         raise RunError(f"Expected a folder for the run's files, found the file {path}.")
     if resume:
-        _check_same_settings(run, experiment)
+        _check_same_settings(run, training)
     elif not overwrite and path.exists() and any(path.iterdir()):
         raise RunError(
             f"Expected a new or empty folder for this run, found {path} in use. "
@@ -139,13 +151,16 @@ def _delete_run(path: pathlib.Path) -> None:
             target.unlink(missing_ok=True)
 
 
-def _check_same_settings(run: RunDirectory, experiment: Experiment) -> None:
-    before = dataclasses.asdict(run.read_experiment(type(experiment)))
-    now = dataclasses.asdict(experiment)
+def _check_same_settings(run: RunDirectory, training: Training) -> None:
+    before = dataclasses.asdict(run.read_settings(type(training)))
+    now = dataclasses.asdict(training)
     other = [
-        f"{name} {before.get(name)} then, {now[name]} now" for name in now if name != "rounds" and before.get(name) != now[name]
+        f"{name} {before.get(name)} then, {now[name]} now"
+        for name in now
+        if name not in _LENGTHS and before.get(name) != now[name]
     ]
     if other:
         raise RunError(f"Expected the settings of the run in {run.path} to resume it, found others: {'; '.join(other)}.")
-    if now["rounds"] < before["rounds"]:
-        raise RunError(f"Expected at least the {before['rounds']} rounds of the run in {run.path}, found {now['rounds']}.")
+    for name in now.keys() & _LENGTHS:
+        if now[name] < before[name]:
+            raise RunError(f"Expected at least the {before[name]} {name} of the run in {run.path}, found {now[name]}.")

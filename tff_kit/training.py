@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import pathlib
 import time
 from typing import Any, Optional, Union
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from tff_kit import encoders, processes, report, runs, runtime, sizing
 from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
 
 _OPTIMIZERS = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
@@ -53,10 +53,12 @@ def train(
             f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
             f"found --clients {experiment.clients}."
         )
-    path = pathlib.Path(logdir) if logdir else _default_logdir(experiment)
+    path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run:
         run.write_settings(experiment, data.name, data.notes)
-        report.print_heading(console, experiment, data, run.path)
+        sampled = min(experiment.clients, len(data.client_ids))
+        what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
+        report.print_heading(console, what, data, run.path)
         worker = runtime.Worker(log=run.worker_log)
         sizes = sizing.sizing_executor_factory(worker)
         try:
@@ -65,26 +67,6 @@ def train(
         finally:
             worker.stop()
     return run
-
-
-def evaluate(experiment: Experiment, run: runs.RunDirectory) -> dict[str, Any]:
-    """Returns accuracy, loss and the number of examples of the final model in `run` on the experiment's held-out data.
-
-    Raises:
-      tff_kit.runs.RunError: If there is no such model, or one that doesn't fit the data.
-    """
-    data = experiment.load_data()
-    try:
-        model = tf.keras.models.load_model(run.model, compile=False)
-    except (OSError, ValueError) as error:
-        raise runs.RunError(f"Expected a trained model in {run.model}, found none: {error}") from error
-    expected, found = experiment.build_model(), model
-    if (expected.input_shape, expected.output_shape) != (found.input_shape, found.output_shape):
-        raise runs.RunError(
-            f"Expected a model from {expected.input_shape} to {expected.output_shape} for {experiment.task}, "
-            f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
-        )
-    return _evaluate(_compiled(model), data)
 
 
 def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
@@ -130,7 +112,7 @@ class _Training:
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
-        self._model = _compiled(_initial_model(experiment))
+        self._model = compiled(_initial_model(experiment))
         self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)
         self._checkpoints = tff.program.FileProgramStateManager(
             run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
@@ -202,7 +184,7 @@ class _Training:
         }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
             self._put_weights(state)
-            tested = _evaluate(self._model, self._data)
+            tested = evaluate_model(self._model, self._data.test)
             row.update(test_loss=tested["loss"], test_accuracy=tested["accuracy"])
         return state, row
 
@@ -217,19 +199,3 @@ class _Training:
 def _initial_model(experiment: Experiment) -> tf.keras.Model:
     tf.keras.utils.set_random_seed(experiment.seed)
     return experiment.build_model()
-
-
-def _compiled(model: tf.keras.Model) -> tf.keras.Model:
-    model.compile(loss=tf.keras.losses.SparseCategoricalCrossentropy(), metrics=[tf.keras.metrics.SparseCategoricalAccuracy()])
-    return model
-
-
-def _evaluate(model: tf.keras.Model, data: FederatedDataset) -> dict[str, Any]:
-    found = model.evaluate(data.test, verbose=0, return_dict=True)
-    examples = sum(len(labels) for _, labels in data.test)
-    return {"accuracy": found["sparse_categorical_accuracy"], "loss": found["loss"], "examples": examples}
-
-
-def _default_logdir(experiment: Experiment) -> pathlib.Path:
-    name = "_".join([experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"]).replace(":", "")
-    return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"

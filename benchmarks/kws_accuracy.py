@@ -1,0 +1,138 @@
+"""Accuracy on speakers never trained on: the keyword head without federation, and by federated averaging with each encoder.
+
+    python -m benchmarks.kws_accuracy --data-30s FOLDER_OF_EMBEDDINGS --data-1s FOLDER_OF_EMBEDDINGS
+
+Three seeds of training on one split of the speakers; both windows; ten rounds of 21 clients, one local epoch. Writes
+results/kws_accuracy.{csv,md,png}. Runs that are done already (in --logdir) are read, not repeated, so it can be stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+from typing import Any
+
+import tyro
+from matplotlib import figure
+
+import tff_kit
+from benchmarks.trained import RESULTS, final, metrics, trained, write_csv
+from tff_kit import sizing
+from tff_kit.datasets.embeddings import EmbeddingDataset
+
+_SPECS = {"identity": "tab:gray", "tensor_encoding:8": "tab:blue", "uniform:8": "tab:orange"}
+_CENTRALIZED = "no federation"
+
+
+def _centralized(run) -> dict[str, Any]:
+    tested = json.loads((run.path / "test.json").read_text())
+    return {"test_accuracy": round(tested["accuracy"], 5), "test_loss": round(tested["loss"], 5)}
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
+
+def _table(finals: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| window | training | test accuracy | broadcast | aggregated | both, in bytes | seconds a round |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, group in itertools.groupby(finals, lambda row: (row["window"], row["encoder"])):
+        rows = list(group)
+        accuracy = _spread([row["test_accuracy"] for row in rows])
+        if key[1] == _CENTRALIZED:
+            lines.append(f"| {key[0]} | {key[1]} | {accuracy} | | | | |")
+            continue
+        down, up = rows[0]["broadcast_bits"], rows[0]["aggregate_bits"]
+        seconds = statistics.median(row["seconds_a_round"] for row in rows)
+        lines.append(
+            f"| {key[0]} | `{key[1]}` both ways | {accuracy} | {sizing.format_size(down)} | {sizing.format_size(up)} "
+            f"| {(down + up) / 8e9:.3f} GB | {seconds:.2f} |"
+        )
+    return lines
+
+
+def _plot(curves: dict[str, dict[str, list[list[float]]]], levels: dict[str, float], titles: dict[str, str]) -> None:
+    drawn = figure.Figure(figsize=(11, 4.2), layout="constrained")
+    for axis, (window, of_spec) in zip(drawn.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves.items()):
+        for spec, runs in of_spec.items():
+            for i, accuracies in enumerate(runs):
+                rounds = range(1, len(accuracies) + 1)
+                axis.plot(rounds, accuracies, ".-", color=_SPECS[spec], alpha=0.7, label=None if i else spec)
+        axis.axhline(levels[window], color="black", linestyle=":", label=_CENTRALIZED)
+        axis.set(title=titles[window], xlabel="round", ylabel="test accuracy")
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    drawn.savefig(RESULTS / "kws_accuracy.png", dpi=110)
+
+
+def _data(folder: str, window: str) -> EmbeddingDataset:
+    return tff_kit.KeywordSpotting(data=folder, window=window).load_data()  # type: ignore[arg-type]
+
+
+def main(
+    data_30s: str,
+    data_1s: str,
+    rounds: int = 10,
+    epochs: int = 10,
+    seeds: int = 3,
+    logdir: pathlib.Path = pathlib.Path("logs/kws_accuracy"),
+) -> None:
+    """Trains every combination and writes the results.
+
+    Args:
+        data_30s: Folder of embeddings of the 30-s window.
+        data_1s: Folder of embeddings of the 1-s window.
+        rounds: Rounds of federated averaging.
+        epochs: Epochs without federation.
+        seeds: Seeds 0, 1, ... of each combination.
+        logdir: Where the runs are kept.
+    """
+    folders = {"1s": data_1s, "30s": data_30s}
+    finals, curves, levels, notes = [], {}, {}, []
+    for window, folder in folders.items():
+        data = _data(folder, window)
+        clips = sum(data.store.clips[f"clients/{client}"] for client in data.store.client_ids)
+        notes.append(
+            f"{data.name}: {clips:,} clips of {len(data.store.client_ids)} clients to train on, {data.store.clips['validation']} "
+            f"for validation, {data.store.clips['test']} to test."
+        )
+        rows = []
+        for seed in range(seeds):
+            settings = {"window": window, "data": folder, "seed": seed}
+            run = trained(
+                tff_kit.CentralizedKeywordSpotting(epochs=epochs, **settings), logdir / f"{window}_centralized_seed{seed}"
+            )
+            rows.append({"window": window, "encoder": _CENTRALIZED, "seed": seed, **_centralized(run)})
+        levels[window] = statistics.mean(row["test_accuracy"] for row in rows)
+        finals += rows
+        curves[window] = {spec: [] for spec in _SPECS}
+        for spec, seed in itertools.product(_SPECS, range(seeds)):
+            experiment = tff_kit.KeywordSpotting(window=window, data=folder, seed=seed, rounds=rounds, broadcast=spec, mean=spec)
+            logged = metrics(trained(experiment, logdir / f"{window}_{spec.replace(':', '')}_seed{seed}"))
+            seconds = statistics.median(float(row["seconds"]) for row in logged)
+            finals.append({"window": window, "encoder": spec, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
+            curves[window][spec].append([float(row["test_accuracy"]) for row in logged])
+    columns = list(finals[-1])
+    write_csv("kws_accuracy.csv", [{name: row.get(name, "") for name in columns} for row in finals])
+    lines = [
+        f"`python -m benchmarks.kws_accuracy --data-30s FOLDER --data-1s FOLDER`, {rounds} rounds of 21 clients or {epochs} "
+        f"epochs, seeds 0 to {seeds - 1} of training, mean with smallest and largest; {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}. Seconds a round are medians, the test on held-out speakers not among them.",
+        *notes,
+        "",
+        *_table(finals),
+    ]
+    (RESULTS / "kws_accuracy.md").write_text("\n".join(lines) + "\n")
+    _plot(curves, levels, {window: _data(folder, window).name for window, folder in folders.items()})
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

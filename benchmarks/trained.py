@@ -1,0 +1,54 @@
+"""Runs that benchmarks read: trained once, gone on with where they were stopped, and read from their run directories."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+from typing import Any
+
+import tff_kit
+from tff_kit import experiments, runs
+
+RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
+
+
+def trained(training: experiments.Training, logdir: pathlib.Path) -> runs.RunDirectory:
+    """Returns the finished run of `training` in `logdir`; trains what is missing of it."""
+    run = runs.RunDirectory(logdir)
+    if not run.model.exists():
+        centralized = isinstance(training, tff_kit.CentralizedKeywordSpotting)
+        train = tff_kit.train_centralized if centralized else tff_kit.train
+        train(training, logdir, resume=run.settings.exists())
+    return run
+
+
+def metrics(run: runs.RunDirectory) -> list[dict[str, str]]:
+    """Returns the rows of metrics.csv."""
+    with open(run.metrics, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def final(experiment: tff_kit.Experiment, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Returns what a federated run came to: its test accuracy and loss, and its bits, in total."""
+    last = rows[-1]
+    return {
+        "broadcast": experiment.broadcast,
+        "mean": experiment.mean,
+        "client_lr": experiment.client_lr,
+        "seed": experiment.seed,
+        "rounds": experiment.rounds,
+        "clients": experiment.clients,
+        "test_accuracy": round(float(last["test_accuracy"]), 5),
+        "test_loss": round(float(last["test_loss"]), 5),
+        "broadcast_bits": int(last["broadcast_bits"]),
+        "aggregate_bits": int(last["aggregate_bits"]),
+    }
+
+
+def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
+    """Writes `rows` to results/`name`."""
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / name, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)

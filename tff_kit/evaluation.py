@@ -1,0 +1,47 @@
+"""How good a model is on examples that nobody trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tff_kit import runs
+from tff_kit.experiments import Training
+
+
+def compiled(model: tf.keras.Model, optimizer: Any = None) -> tf.keras.Model:
+    """Returns `model` with the loss and the metric that every task here has."""
+    model.compile(
+        optimizer or "sgd",
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(),
+        metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
+    )
+    return model
+
+
+def evaluate_model(model: tf.keras.Model, batches: tf.data.Dataset) -> dict[str, Any]:
+    """Returns accuracy, loss and the number of examples of a compiled model on batches of `(inputs, labels)`."""
+    found = model.evaluate(batches, verbose=0, return_dict=True)
+    examples = sum(len(labels) for _, labels in batches)
+    return {"accuracy": found["sparse_categorical_accuracy"], "loss": found["loss"], "examples": examples}
+
+
+def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
+    """Returns accuracy, loss and the number of examples of the final model in `run` on the training's held-out data.
+
+    Raises:
+      tff_kit.runs.RunError: If there is no such model, or one that doesn't fit the data.
+    """
+    data = training.load_data()
+    try:
+        model = tf.keras.models.load_model(run.model, compile=False)
+    except (OSError, ValueError) as error:
+        raise runs.RunError(f"Expected a trained model in {run.model}, found none: {error}") from error
+    expected, found = training.build_model(), model
+    if (expected.input_shape, expected.output_shape) != (found.input_shape, found.output_shape):
+        raise runs.RunError(
+            f"Expected a model from {expected.input_shape} to {expected.output_shape} for {training.task}, "
+            f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
+        )
+    return evaluate_model(compiled(model), data.test)
