@@ -48,7 +48,6 @@ def train(
     console = console or Console()
     data = training.load_data()
     path = runs.default_path(logdir, training.task, training.window, f"seed{training.seed}")
-    tf.keras.utils.set_random_seed(training.seed)
     model = _start_model(training)
     with runs.open_run(path, training, resume, overwrite) as run:
         run.write_settings(training, data.name, data.notes)

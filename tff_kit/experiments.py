@@ -42,7 +42,7 @@ class Training:
         raise NotImplementedError
 
     def build_model(self) -> tf.keras.Model:
-        """Returns a new, untrained model that puts out class probabilities."""
+        """Returns a new, untrained model that puts out class probabilities; its weights are drawn from the seed."""
         raise NotImplementedError
 
 
@@ -109,7 +109,7 @@ class Emnist(Experiment):
         return emnist.load(self.data, self.only_digits, self.batch_size, self.local_epochs)
 
     def build_model(self) -> tf.keras.Model:
-        return create_original_fedavg_cnn_model(self.only_digits)
+        return create_original_fedavg_cnn_model(self.only_digits, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class KeywordSpotting(Experiment):
         )
 
     def build_model(self) -> tf.keras.Model:
-        return create_kws_head(whisper.positions(self.window))
+        return create_kws_head(whisper.positions(self.window), seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class CentralizedKeywordSpotting(Training):
         return _load_embeddings(self.data, self.batch_size, self.window)
 
     def build_model(self) -> tf.keras.Model:
-        return create_kws_head(whisper.positions(self.window))
+        return create_kws_head(whisper.positions(self.window), seed=self.seed)
 
 
 def _load_embeddings(data: str, batch_size: int, window: str) -> embeddings.EmbeddingDataset:

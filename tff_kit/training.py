@@ -112,7 +112,7 @@ class _Training:
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
-        self._model = compiled(_initial_model(experiment))
+        self._model = compiled(experiment.build_model())
         self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)
         self._checkpoints = tff.program.FileProgramStateManager(
             run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
@@ -194,8 +194,3 @@ class _Training:
     def _save(self, state: Any, round_num: int, row: dict[str, Any]) -> None:
         spent = np.array([row["broadcast_bits"], row["aggregate_bits"]], np.int64)
         asyncio.run(self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num))
-
-
-def _initial_model(experiment: Experiment) -> tf.keras.Model:
-    tf.keras.utils.set_random_seed(experiment.seed)
-    return experiment.build_model()

@@ -7,28 +7,31 @@ Decentralized Data. AISTATS 2017, arXiv 1602.05629, section 3.
 from __future__ import annotations
 
 import functools
+from typing import Optional
 
 import tensorflow as tf
 
 
-def create_original_fedavg_cnn_model(only_digits: bool = True) -> tf.keras.Model:
+def create_original_fedavg_cnn_model(only_digits: bool = True, seed: Optional[int] = None) -> tf.keras.Model:
     """Returns the network, untrained, for float32 images [batch, 28, 28, 1]; it puts out probabilities.
 
     Args:
       only_digits: True for ten classes and 1,663,370 weights; False for 62 classes and 1,690,046 weights.
+      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
     """
+    initializers = iter(tf.keras.initializers.GlorotUniform(None if seed is None else 4 * seed + layer) for layer in range(4))
     convolution = functools.partial(tf.keras.layers.Conv2D, kernel_size=5, padding="same", activation="relu")
     pooling = functools.partial(tf.keras.layers.MaxPooling2D, pool_size=2, padding="same")
     return tf.keras.Sequential(
         [
             tf.keras.layers.InputLayer(input_shape=(28, 28, 1)),
-            convolution(filters=32),
+            convolution(filters=32, kernel_initializer=next(initializers)),
             pooling(),
-            convolution(filters=64),
+            convolution(filters=64, kernel_initializer=next(initializers)),
             pooling(),
             tf.keras.layers.Flatten(),
-            tf.keras.layers.Dense(512, activation="relu"),
-            tf.keras.layers.Dense(10 if only_digits else 62),
+            tf.keras.layers.Dense(512, activation="relu", kernel_initializer=next(initializers)),
+            tf.keras.layers.Dense(10 if only_digits else 62, kernel_initializer=next(initializers)),
             tf.keras.layers.Softmax(),
         ]
     )

@@ -8,6 +8,8 @@ between the two, under PyTorch's names.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import safetensors
@@ -29,14 +31,15 @@ class MixPositions(tf.keras.layers.Layer):
     matrix product with the kernel on the left leaves them as they are.
     """
 
-    def __init__(self, filters: int, **kwargs):
+    def __init__(self, filters: int, seeds: Sequence[Optional[int]] = (None, None), **kwargs):
         super().__init__(**kwargs)
         self._filters = filters
+        self._seeds = seeds
 
     def build(self, input_shape):
         positions = input_shape[1]
-        self.kernel = self.add_weight("kernel", [self._filters, positions], initializer=_uniform(positions))
-        self.bias = self.add_weight("bias", [self._filters], initializer=_uniform(positions))
+        self.kernel = self.add_weight("kernel", [self._filters, positions], initializer=_uniform(positions, self._seeds[0]))
+        self.bias = self.add_weight("bias", [self._filters], initializer=_uniform(positions, self._seeds[1]))
         super().build(input_shape)
 
     def call(self, inputs):
@@ -46,7 +49,7 @@ class MixPositions(tf.keras.layers.Layer):
         return {**super().get_config(), "filters": self._filters}
 
 
-def create_kws_head(positions: int = POSITIONS, width: int = WIDTH) -> tf.keras.Model:
+def create_kws_head(positions: int = POSITIONS, width: int = WIDTH, seed: Optional[int] = None) -> tf.keras.Model:
     """Returns the head, untrained, for float32 embeddings [batch, positions, width]; it puts out probabilities.
 
     Initial weights are distributed as PyTorch's are.
@@ -54,15 +57,19 @@ def create_kws_head(positions: int = POSITIONS, width: int = WIDTH) -> tf.keras.
     Args:
       positions: 1500 for Whisper's window of 30 s, 781,964 weights; 50 for 1 s, 596,364 weights.
       width: Of the encoder; 384 for Whisper tiny.
+      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
     """
     flat = HIDDEN * width
+    seeds = [None if seed is None else 4 * seed + i for i in range(4)]
     return tf.keras.Sequential(
         [
             tf.keras.layers.InputLayer(input_shape=(positions, width)),
-            MixPositions(HIDDEN),
+            MixPositions(HIDDEN, seeds[:2]),
             tf.keras.layers.ReLU(),
             tf.keras.layers.Flatten(),
-            tf.keras.layers.Dense(CLASSES, kernel_initializer=_uniform(flat), bias_initializer=_uniform(flat)),
+            tf.keras.layers.Dense(
+                CLASSES, kernel_initializer=_uniform(flat, seeds[2]), bias_initializer=_uniform(flat, seeds[3])
+            ),
             tf.keras.layers.Softmax(),
         ]
     )
@@ -98,6 +105,6 @@ def load_safetensors(head: tf.keras.Model, path: os.PathLike) -> None:
     head.set_weights([kernel[:, :, 0], bias, dense.T, dense_bias])
 
 
-def _uniform(fan_in: int) -> tf.keras.initializers.Initializer:
+def _uniform(fan_in: int, seed: Optional[int]) -> tf.keras.initializers.Initializer:
     limit = fan_in**-0.5
-    return tf.keras.initializers.RandomUniform(-limit, limit)
+    return tf.keras.initializers.RandomUniform(-limit, limit, seed)
