@@ -184,6 +184,60 @@ def test_the_state_of_a_broadcast_encoder_lives_on_the_server():
     assert [float(b - a) for a, b in zip(first, tf.nest.flatten(state))] == [3.0] * 4
 
 
+def _sending_changes(spec):
+    return tff_kit.build_encoded_broadcast_process_from_model(
+        model_fn, tff_kit.build_broadcast_encoder_fn(spec, 0), change_only=True
+    )
+
+
+def test_a_change_sent_exactly_arrives_as_the_weights():
+    process, weights = _sending_changes("identity"), _initial_weights()  # One more than the initial ones.
+    state, received, measurements = _send_to_one_client(process, process.initialize(), weights)
+    for a, b in zip(received.trainable, weights.trainable):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert measurements["distortion"] == 0
+    assert [np.abs(lost).max() for lost in state[1]] == [0.0] * 4
+
+
+def test_initial_weights_arrive_however_coarse_the_encoder():
+    weights = tf.nest.map_structure(lambda x: x - 1, _initial_weights())
+    process = _sending_changes("uniform:1")
+    _, received, _ = _send_to_one_client(process, process.initialize(), weights)
+    for a, b in zip(received.trainable, weights.trainable):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_what_encoding_lost_is_sent_later():
+    def encoder_fn(value):  # Loses everything below one half.
+        return te.encoders.as_simple_encoder(te.core.EncoderComposer(_RoundingStage()).make(), value)
+
+    process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, encoder_fn, change_only=True)
+    initial = tf.nest.map_structure(lambda x: x - 1, _initial_weights())
+    weights, state = tf.nest.map_structure(lambda x: x + np.float32(0.3), initial), process.initialize()
+    sent = []
+    for _ in range(10):
+        state, received, _ = _send_to_one_client(process, state, weights)
+        sent.append(received.trainable[0] - initial.trainable[0])
+    assert np.max(np.abs(sent[0])) < 1e-6
+    np.testing.assert_allclose(np.sum(sent, axis=0) + state[1][0], 10 * 0.3, rtol=1e-4)  # Nothing is ever lost for good.
+    np.testing.assert_allclose(np.mean(sent, axis=0), 0.3, atol=0.5 / 10)
+
+
+@te.core.tf_style_encoding_stage
+class _RoundingStage(te.core.EncodingStageInterface):
+    name, compressible_tensors_keys = "rounding", ["rounded"]
+    commutes_with_sum = decode_needs_input_shape = False
+
+    def get_params(self):
+        return {}, {}
+
+    def encode(self, x, encode_params):
+        return {"rounded": tf.round(x)}
+
+    def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
+        return encoded_tensors["rounded"]
+
+
 def test_a_client_whose_update_is_not_finite_is_left_out_and_counted():
     data = clients(4, bad=(2,))
     with_bad, metrics, _ = _run(_process(*_encoder_fns("uniform:16")), data, rounds=1)

@@ -56,6 +56,9 @@ class Experiment(Training):
     """Clients sampled in each round, without replacement."""
     broadcast: str = "identity"
     """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS or uniform:BITS."""
+    broadcast_change: bool = False
+    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights; what
+    encoding loses is added to the next broadcast."""
     mean: str = "identity"
     """Encoder of the clients' updates on their way to the server, likewise."""
     threshold: int = encoders.THRESHOLD

@@ -65,17 +65,25 @@ def build_federated_averaging_process(
 
 
 def build_encoded_broadcast_process_from_model(
-    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder]
+    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder], change_only: bool = False
 ) -> tff.learning.templates.DistributionProcess:
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
     The server encodes once, all clients receive the same payload and decode it. The encoders' state lives on the server
     and is updated in each round.
 
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself, and adds
+    to it what encoding lost in the round before. So a client needs no memory of earlier rounds, the first round costs next to
+    nothing, and what is too small to be sent adds up until it is. Error feedback on the server's side is K. Gruntkowska, A.
+    Tyurin, P. Richtárik: EF21-P and Friends: Improved Theoretical Communication Complexity for Distributed Optimization with
+    Bidirectional Compression. ICML 2023, arXiv 2209.15218.
+
     Args:
       model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
       encoder_fn: Returns a `SimpleEncoder` for a variable's `tf.TensorSpec`; such as
         `tff_kit.build_broadcast_encoder_fn("uniform:8")`.
+      change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
+        wherever it is called, as the models here do when they are given a seed.
 
     Returns:
       A `DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process`.
@@ -87,25 +95,36 @@ def build_encoded_broadcast_process_from_model(
     specs = tff.types.type_to_tf_tensor_specs(weights_type)
     encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
 
+    def initial_weights():
+        return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
+
     @tff.tensorflow.computation
     def initial_state():
-        return tuple(encoder.initial_state() for encoder in encoder_list)
+        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if change_only else ()
+        return tuple(encoder.initial_state() for encoder in encoder_list), lost
 
     @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
     def encode(state, weights):
+        encoder_states, lost = state
         flat = tf.nest.flatten(weights)
-        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, state)]
+        if change_only:
+            flat = [x - x0 + y for x, x0, y in zip(flat, initial_weights(), lost)]
+        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
         encoded = tuple(output[0] for output in outputs)
         decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
         measurements = collections.OrderedDict(
             bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
             distortion=_normalised(_squared_error_and_norm(flat, decoded)),
         )
-        return tuple(output[1] for output in outputs), encoded, measurements
+        lost = tuple(x - y for x, y in zip(flat, decoded)) if change_only else ()
+        return (tuple(output[1] for output in outputs), lost), encoded, measurements
 
     @tff.tensorflow.computation(encode.type_signature.result[1])
     def decode(encoded):
-        return tf.nest.pack_sequence_as(specs, [e.decode(x) for e, x in zip(encoder_list, encoded)])
+        flat = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        if change_only:
+            flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
+        return tf.nest.pack_sequence_as(specs, flat)
 
     @tff.federated_computation
     def initialize():

@@ -90,7 +90,7 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
         _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr),
         tff.learning.optimizers.build_sgdm(experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
-            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments)
+            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
         ),
         processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
     )
