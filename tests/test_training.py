@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit import report
+from tff_kit.datasets import store_writer
 
 SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
 REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
@@ -291,6 +292,21 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1e-6)
     assert command_line.main(["evaluate", "emnist", "--model", str(logdir), "--data", "digits"]) == 2
     assert "Expected a run of emnist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "bits"),
+    [
+        ("identity", 25_022_848),  # Of the 781,964 weights, 32 each; 21 clients, 10 rounds, both ways: the seed's 1.314 GB.
+        ("uniform:8", 8 * (128 * 1500 + 128 * 384 * 12) + 2 * 2 * 32 + 32 * (128 + 12)),
+    ],
+)
+def test_bits_of_the_heads_weights_at_thirty_seconds(tmp_path, spec, bits):
+    store = store_writer.demo(tmp_path / "store", window="30s", clients=2, clips_per_client=16)
+    experiment = tff_kit.KeywordSpotting(data=str(store.folder), rounds=1, broadcast=spec, mean=spec)
+    row = _rows(tff_kit.train(experiment, tmp_path / "run").path)[0]
+    assert int(row["broadcast_bits"]) == 2 * (bits + 4 * 32)
+    assert int(row["aggregate_bits"]) == 2 * (bits + 384)
 
 
 def test_keyword_spotting_without_embeddings_says_how_to_get_them(tmp_path, monkeypatch, capsys):
