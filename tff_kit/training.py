@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import pathlib
+import re
 import time
 from typing import Any, Optional, Union
 
@@ -231,5 +232,6 @@ def _evaluate(model: tf.keras.Model, data: FederatedDataset) -> dict[str, Any]:
 
 
 def _default_logdir(experiment: Experiment) -> pathlib.Path:
-    name = "_".join([experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"]).replace(":", "")
+    name = "_".join([experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"])
+    name = re.sub(r"[^\w.+=-]", "", name.replace("/", "_"))  # A SPEC has characters that folders had better not.
     return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
