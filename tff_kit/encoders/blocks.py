@@ -37,7 +37,8 @@ def static_size(shape) -> int:
     Raises:
       ValueError: If it is not.
     """
-    dimensions = tf.get_static_value(tf.convert_to_tensor(shape))
+    known = not isinstance(shape, tf.TensorShape) or shape.is_fully_defined()
+    dimensions = tf.get_static_value(tf.convert_to_tensor(shape)) if known else None
     if dimensions is None:
         raise ValueError(f"Expected a tensor of fully known shape, found {shape}. Encoders are made for one shape.")
     return int(np.prod(dimensions, dtype=np.int64))

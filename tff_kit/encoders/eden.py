@@ -98,7 +98,7 @@ class EdenStage(te.core.EncodingStageInterface):
         normal = rows * tf.math.divide_no_nan(tf.ones([], x.dtype), tf.sqrt(energy / elements))
         codes = _nearest(normal[:, :fine], self.bits)
         coarse = _nearest(normal[:, fine:], self.coarse_bits)
-        rounded = self._centroids(codes, coarse, block)
+        rounded = self._centroids(codes, coarse, block, x.dtype)
         product = tf.reduce_sum(rows * rounded, axis=1, keepdims=True)
         if self._unbiased:
             scale = tf.math.divide_no_nan(energy, product)
@@ -107,7 +107,7 @@ class EdenStage(te.core.EncodingStageInterface):
             scale = tf.math.divide_no_nan(product, tf.reduce_sum(tf.square(rounded), axis=1, keepdims=True))
         scales = tf.squeeze(spoil(scale * largest, largest), axis=1)
         encoded = collections.OrderedDict([(self.CODES_KEY, tf.cast(tf.reshape(codes, [-1])[:count], x.dtype))])
-        if coarse_count:
+        if self.coarse_bits:
             encoded[self.COARSE_CODES_KEY] = tf.cast(tf.reshape(coarse, [-1])[:coarse_count], x.dtype)
         encoded[self.SCALES_KEY] = scales
         return encoded
@@ -126,14 +126,15 @@ class EdenStage(te.core.EncodingStageInterface):
             tf.reshape(tf.pad(c, [[0, rows * width - static_size(c.shape)]]), [rows, width])
             for c, width in ((codes, fine), (coarse, block - fine))
         )
-        return from_rows(self._centroids(codes, coarse, block) * scales, shape)
+        return from_rows(self._centroids(codes, coarse, block, scales.dtype) * scales, shape)
 
-    def _centroids(self, codes: tf.Tensor, coarse: tf.Tensor, block: int) -> tf.Tensor:
-        """Returns the centroids, float32 [rows, block], of the codes of the first and of the other coordinates."""
+    def _centroids(self, codes: tf.Tensor, coarse: tf.Tensor, block: int, dtype: tf.DType) -> tf.Tensor:
+        """Returns the centroids, [rows, block], of the codes of the first and of the other coordinates."""
         others = block - self._fine(block)
+        fine = _points(codes, self.bits, dtype)
         if not self.coarse_bits:
-            return tf.pad(_points(codes, self.bits), [[0, 0], [0, others]]) if others else _points(codes, self.bits)
-        return tf.concat([_points(codes, self.bits), _points(coarse, self.coarse_bits)], axis=1)
+            return tf.pad(fine, [[0, 0], [0, others]]) if others else fine
+        return tf.concat([fine, _points(coarse, self.coarse_bits, dtype)], axis=1)
 
 
 def _nearest(normal: tf.Tensor, bits: int) -> tf.Tensor:
@@ -142,16 +143,18 @@ def _nearest(normal: tf.Tensor, bits: int) -> tf.Tensor:
         return tf.zeros(tf.shape(normal), tf.int32)
     if bits == 1:
         return tf.cast(normal >= 0, tf.int32)
-    centroids = lloyd_max(bits)
-    return tf.raw_ops.Bucketize(input=normal, boundaries=((centroids[1:] + centroids[:-1]) / 2).tolist())
+    thresholds = (lloyd_max(bits)[1:] + lloyd_max(bits)[:-1]) / 2
+    if bits <= 4:  # Faster than searching for so few.
+        return tf.add_n([tf.cast(normal > threshold, tf.int32) for threshold in thresholds])
+    return tf.raw_ops.Bucketize(input=normal, boundaries=thresholds.tolist())
 
 
-def _points(codes: tf.Tensor, bits: int) -> tf.Tensor:
-    """Returns the centroids, float32, with the numbers `codes`, int32."""
+def _points(codes: tf.Tensor, bits: int, dtype: tf.DType) -> tf.Tensor:
+    """Returns the centroids with the numbers `codes`, int32."""
     points = lloyd_max(bits)
     if bits == 1:  # Much faster than looking up one of two.
-        return (2 * tf.cast(codes, tf.float32) - 1) * points[1]
-    return tf.gather(tf.constant(points, tf.float32), codes)
+        return (2 * tf.cast(codes, dtype) - 1) * points[1]
+    return tf.gather(tf.constant(points, dtype), codes)
 
 
 @functools.cache

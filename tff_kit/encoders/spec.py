@@ -101,8 +101,8 @@ def _randk(fraction: float) -> Callable[[int], list[_Part]]:
     return lambda seed: [_Part(RandomKStage(fraction, seed), RandomKStage.VALUES_KEY)]
 
 
-def _rice() -> Callable[[int], list[_Part]]:
-    return lambda seed: [_Part(RiceCodingStage())]
+def _coder(stage: Callable[[], te.core.EncodingStageInterface]) -> Callable[[], Callable[[int], list[_Part]]]:
+    return lambda: lambda seed: [_Part(stage())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ _STAGES = {
     "eden": _Stage(_eden, _NUMBERS, _INTEGERS),  # Rotation and Lloyd-Max centroids; eden:1 is DRIVE.
     "topk": _Stage(_topk, _NUMBERS, _NUMBERS),  # The largest elements, this share of them, and where they are.
     "randk": _Stage(_randk, _NUMBERS, _NUMBERS),  # Random elements, this share of them.
-    "rice": _Stage(_rice, _INTEGERS, _BITS),  # Golomb-Rice coding.
+    "rice": _Stage(_coder(RiceCodingStage), _INTEGERS, _BITS),  # Golomb-Rice coding.
 }
 
 
