@@ -1,5 +1,7 @@
 """What the tests of encoding stages share."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
@@ -32,6 +34,7 @@ def round_trip(spec, x, seed=0):
     return encoder.decode(encoded, decoding, shapes).numpy(), int(encoders.payload_bits(encoded))
 
 
+@functools.cache
 def simple(spec, shape, seed=0, threshold=0):
     """Returns the `SimpleEncoder` of `spec`, a graph as in a federated computation."""
     return encoders.build_broadcast_encoder_fn(spec, threshold, seed)(tf.TensorSpec(shape, tf.float32))

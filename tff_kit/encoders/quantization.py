@@ -118,7 +118,7 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
       step: Distance of levels in units of the tensor's root mean square, 0.001 or more.
       seed: Rounding is a function of this and the tensor's contents, so that a run can be repeated bit for bit.
       rounding: nearest, stochastic or dithered. For dithered a seed of 64 bits travels.
-      price: What a bit costs in units of step^2, 0 or more; for nearest only.
+      price: What a bit costs in units of step^2, 0 to 1; for nearest only.
       centroids: Whether elements of magnitude 1, and those beyond, are decoded to their means instead of to the middle of
         their cells, which two float32 more tell; for nearest only.
 
@@ -134,8 +134,8 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
     def __init__(self, step: float, seed: int = 0, rounding: str = "nearest", price: float = 0.0, centroids: bool = False):
         if not 0.001 <= step < float("inf"):  # A float32 holds all integers up to 2^24 only.
             raise ValueError(f"Expected step to be 0.001 or more, in units of the root mean square, found {step}.")
-        if not 0 <= price < float("inf"):
-            raise ValueError(f"Expected price to be 0 or more, found {price}.")
+        if not 0 <= price <= 1:
+            raise ValueError(f"Expected price to be from 0 to 1, found {price}.")
         self._step = step
         self._seed = seed
         self._rounding = _checked(rounding)
