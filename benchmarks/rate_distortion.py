@@ -113,7 +113,7 @@ def _captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tenso
     return updates, [[after - before for after, before in zip(trained, initial)]]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _encoder(spec: str, shape: tuple[int, ...]) -> te.core.SimpleEncoder:
     return encoders.build_broadcast_encoder_fn(spec)(tf.TensorSpec(shape, tf.float32))
 
@@ -217,7 +217,7 @@ def _table(rows: list[dict], command: str) -> str:
             "",
             f"## {source}, {group[0]['weights']:,} weights",
             "",
-            "| encoder | payload | formula | with ideal codes | NMSE | mean of 10 | mean of 21 | Shannon | ns to encode | to decode |",
+            "| encoder | payload | formula | with ideal codes | NMSE | mean of 10 | mean of 21 | Shannon | encode, ns | decode, ns |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in group:

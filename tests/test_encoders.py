@@ -355,6 +355,11 @@ def test_constants_stay_finite_and_draws_repeat(spec, value):
     assert bits == same_bits
 
 
+@pytest.mark.parametrize("spec", UNBIASED + BIASED)
+def test_a_scalar_stays_one(spec):
+    assert stages.round_trip(spec, np.float32(2.5))[0].shape == ()
+
+
 @pytest.mark.parametrize("spec", ["rotate+uniform:4", "eden:1", "topk:0.01", "randk:0.01", "step:2,dithered+rice"])
 def test_a_million_elements(spec):
     x = stages.normal(10**6)

@@ -94,6 +94,25 @@ def test_beside_the_integers_the_step_travels_and_the_seed_where_it_is_needed(ro
     assert encoded["step"].numpy() == pytest.approx(_step(x, 2), rel=1e-6)
 
 
+def test_dithered_integers_are_sent_so_that_they_tell_less_of_their_dither():
+    """Entropies by integration over normal numbers and dither: of what is rounded, of what is sent, and given the dither."""
+    step = 3.0
+    dither = (np.arange(200) + 0.5) / 200
+    x = np.linspace(-9, 9, 20_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
+    levels = np.floor(x[:, None] / step + dither).astype(int)
+    shares = np.stack([np.bincount(column + 10, density, minlength=21) for column in levels.T])
+    mirrored = np.where(dither[:, None] > 0.5, shares[:, ::-1], shares)
+
+    def entropy(shares):
+        return -np.sum(shares * np.log2(np.maximum(shares, 1e-300)), axis=-1)
+
+    rounded, expected, least = entropy(shares.mean(axis=0)), entropy(mirrored.mean(axis=0)), entropy(shares).mean()
+    _, encoded = stages.through(encoders.StepQuantizationStage(step, rounding="dithered"), stages.normal(400_000))
+    assert _entropy(encoded["levels"]) == pytest.approx(expected, abs=0.005)
+    assert least < expected < 0.86 * rounded
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_a_step_neither_overflows_nor_vanishes(scale):
     x = stages.normal(1000)

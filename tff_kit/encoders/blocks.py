@@ -28,6 +28,7 @@ def to_rows(x: tf.Tensor, block: Optional[int], fill: Optional[float] = None) ->
 
 def from_rows(rows: tf.Tensor, shape) -> tf.Tensor:
     """Puts the elements of `rows` that `to_rows` did not fill in back into `shape`."""
+    shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
     return tf.reshape(tf.reshape(rows, [-1])[: tf.reduce_prod(shape)], shape)
 
 

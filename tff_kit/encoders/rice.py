@@ -73,7 +73,8 @@ class RiceCodingStage(te.core.EncodingStageInterface):
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
-        size = tf.reduce_prod(tf.cast(shape, tf.int32))
+        shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
+        size = tf.reduce_prod(shape)
         wide = tf.cast(encoded_tensors[self.PARAMETER_KEY], tf.int64)
         quotients = encoded_tensors[self.QUOTIENTS_KEY]
         ends = tf.where(unpack(quotients, 1, 8 * tf.size(quotients)) > 0)[:, 0]

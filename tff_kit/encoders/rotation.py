@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit.encoders.blocks import static_size
+from tff_kit.encoders.blocks import from_rows, static_size
 from tff_kit.encoders.seeds import tensor_seed
 
 BLOCK = 4096  # A float32 of side information for as many elements is 1/128 bit each; two products with 64 x 64.
@@ -87,7 +87,7 @@ class RotationStage(te.core.EncodingStageInterface):
             last = rotate_back(head[whole - block :], block, seed, salt=1)
             head = tf.concat([head[: whole - block], tail, last[: block - rest]], axis=0)
             tail = last[block - rest :]
-        return tf.reshape(tf.concat([rotate_back(head, block, seed, salt=0), tail], axis=0), shape)
+        return from_rows(tf.concat([rotate_back(head, block, seed, salt=0), tail], axis=0), shape)
 
 
 def fitting(block: int, size: int) -> int:

@@ -20,7 +20,7 @@ import collections
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit.encoders.blocks import spoil, static_size
+from tff_kit.encoders.blocks import from_rows, spoil, static_size
 from tff_kit.encoders.seeds import tensor_seed
 
 
@@ -133,4 +133,4 @@ def _draw(size: int, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
 
 def _scatter(values: tf.Tensor, places: tf.Tensor, shape) -> tf.Tensor:
     nothing = spoil(tf.zeros([static_size(shape)], values.dtype), values)
-    return tf.reshape(tf.tensor_scatter_nd_update(nothing, places[:, tf.newaxis], values), shape)
+    return from_rows(tf.tensor_scatter_nd_update(nothing, places[:, tf.newaxis], values), shape)
