@@ -42,7 +42,8 @@ class EdenStage(te.core.EncodingStageInterface):
 
     `encode` returns the centroids' numbers, 0 to 2^h - 1 in the input's dtype, of the coordinates that have h bits; those
     of the others, 0 to 2^l - 1, where there are such; and a scale a block. With n elements, blocks of d and m = the part of
-    d that has h bits, `sizes` tells how many there are of each. A tensor with an element that is not finite decodes to
+    d that has h bits, `sizes` tells how many there are of each. A block should keep tens of coordinates: of only a few, an
+    unbiased scale has to multiply what by chance is small by a lot. A tensor with an element that is not finite decodes to
     elements none of which is finite.
 
     Args:
