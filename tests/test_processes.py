@@ -82,7 +82,7 @@ def test_sixteen_bits_train_nearly_as_none():
     ("broadcast", "mean"),
     [
         ("step:0.1,dithered+rice", "topk:0.5+uniform:8/identity"),
-        ("rotate+uniform:8,dithered", "eden:2.5"),
+        ("uniform:8,dithered,16", "eden:1.5"),
     ],
 )
 def test_every_kind_of_encoder_runs_on_the_worker_also_where_its_size_is_known_only_there(broadcast, mean):
