@@ -18,7 +18,7 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench requirements clean
+.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench bench-rd requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -59,6 +59,9 @@ lint: setup ## Checks style and types.
 
 bench: setup ## Measures round time and memory, in pairs.
 	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
+
+bench-rd: setup ## Measures bits against error of every encoder; DATA= and STORE= as for training, 1-s windows.
+	@$(PYTHON) -m benchmarks.rate_distortion --emnist $(DATA) --kws $(STORE) $(ARGS)
 
 requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
 	@bash scripts/lock.sh

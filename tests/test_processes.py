@@ -78,6 +78,23 @@ def test_sixteen_bits_train_nearly_as_none():
     assert 0 < metrics["aggregator"]["mean_value"]["distortion"] < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("broadcast", "mean"),
+    [
+        ("step:0.1,dithered+rice", "topk:0.5+uniform:8/identity"),
+        ("uniform:8,dithered,16", "eden:1.5"),
+    ],
+)
+def test_every_kind_of_encoder_runs_on_the_worker_also_where_its_size_is_known_only_there(broadcast, mean):
+    process = _process(_encoder_fns(broadcast)[0], _encoder_fns(mean)[1])
+    weights, metrics, _ = _run(process, clients(2), rounds=1)
+    assert all(np.isfinite(w).all() for w in weights.trainable)
+    elements = sum(w.size for w in weights.trainable)
+    for measured in (metrics["distributor"], metrics["aggregator"]["mean_value"]):
+        assert 0 < measured["distortion"] < 1
+        assert 2 * elements < measured["bits_per_client"] < 32 * elements
+
+
 def _send_to_one_client(process, state, weights):
     """Runs a broadcast process; returns its new state, what the client received, and the measurements."""
     state_type, weights_type = process.next.type_signature.parameter

@@ -55,14 +55,17 @@ class Experiment(Training):
     clients: int = 10
     """Clients sampled in each round, without replacement."""
     broadcast: str = "identity"
-    """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS or uniform:BITS."""
+    """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS, uniform:BITS, or stages chained by +,
+    such as rotate+uniform:4, eden:0.5, topk:0.01+uniform:6, step:2,dithered+rice; after a slash one for small variables,
+    such as eden:1/uniform:8. An unknown one lists the stages."""
     broadcast_change: bool = False
     """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights; what
     encoding loses is added to the next broadcast."""
     mean: str = "identity"
     """Encoder of the clients' updates on their way to the server, likewise."""
     threshold: int = encoders.THRESHOLD
-    """Only variables with more elements than this are encoded; biases are sensitive to error, and small."""
+    """Variables with more elements than this are large. Others travel as they are, unless the encoder has a part for them;
+    biases are sensitive to error, and small."""
     client_optimizer: Literal["sgd", "adam"] = "sgd"
     """What clients train with."""
     client_lr: float = 0.02

@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, Optional, TypeVar, Union
@@ -94,7 +95,7 @@ def default_path(logdir: Optional[Union[str, pathlib.Path]], *names: str) -> pat
     """Returns `logdir`, or where there is none a folder in `logs/` with a name made of `names` and the time."""
     if logdir:
         return pathlib.Path(logdir)
-    name = "_".join(names).translate(str.maketrans(":/", "-_"))
+    name = re.sub(r"[^\w.+=-]", "", "_".join(names).replace("/", "_"))  # A SPEC has characters that folders had better not.
     return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -1,14 +1,24 @@
 """How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
 
+from tff_kit.encoders.eden import EdenStage
 from tff_kit.encoders.packing import BitpackingStage
-from tff_kit.encoders.quantization import UniformQuantizationStage
+from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
+from tff_kit.encoders.rice import RiceCodingStage
+from tff_kit.encoders.rotation import RotationStage
 from tff_kit.encoders.size import payload_bits
+from tff_kit.encoders.sparsification import RandomKStage, TopKStage
 from tff_kit.encoders.spec import THRESHOLD, SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
 
 __all__ = [
     "THRESHOLD",
     "BitpackingStage",
+    "EdenStage",
+    "RandomKStage",
+    "RiceCodingStage",
+    "RotationStage",
     "SpecError",
+    "StepQuantizationStage",
+    "TopKStage",
     "UniformQuantizationStage",
     "build_broadcast_encoder_fn",
     "build_mean_encoder_fn",

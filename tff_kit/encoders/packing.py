@@ -53,6 +53,7 @@ class BitpackingStage(te.core.EncodingStageInterface):
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
+        shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
         numbers = unpack(encoded_tensors[self.PACKED_KEY], self._bits, tf.reduce_prod(shape))
         dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
         return tf.reshape(tf.cast(numbers, dtype), shape)

@@ -1,0 +1,297 @@
+"""Bits against error of every encoder, on random numbers and on what training sends, beside what theory allows.
+
+    python -m benchmarks.rate_distortion --emnist FOLDER_OF_emnist_all.sqlite --kws STORE
+
+Sources are normal and Laplace numbers of 21 clients with a cosine of 0.9 between them, the updates of 21 clients after some
+rounds of training each task, and the change of its weights since they were initialised. Given for each encoder: the bits a
+weight of the payload, everything included, what a formula says they are, and what they would be if integers took their
+empirical entropy; the squared error of one client's tensor over its squared norm, and that of the mean of 10 and of 21
+clients over the mean of their squared norms; nanoseconds a weight to encode and to decode. Writes
+results/rate_distortion.csv, .md and .png.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from typing import Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+import tyro
+from rich.progress import track
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+import tff_kit
+from tff_kit import encoders, runtime, training
+from tff_kit.encoders.eden import lloyd_max
+
+_RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
+_CLIENTS = (1, 10, 21)
+_BLOCK = 4096
+Tensors = list[np.ndarray]  # One a variable.
+
+
+def _bytes(numbers: int, bits: int) -> int:
+    return 8 * math.ceil(numbers * bits / 8)
+
+
+def _blocks(n: int) -> int:
+    return math.ceil(n / _BLOCK)
+
+
+def _share(n: int, share: float) -> int:
+    """Returns how many of n numbers are in the first `share` of each block, or of the last, shorter one."""
+    fine = math.ceil(_BLOCK * share)
+    return n // _BLOCK * fine + min(n % _BLOCK, fine)
+
+
+# What a payload of n numbers of a large variable has to be, where the numbers don't matter. Tutorials leave small variables
+# as they are; of a payload of a bit a weight they would be a third.
+_SPECS: dict[str, Optional[Callable[[int], int]]] = {
+    "tensor_encoding:8": lambda n: 32 * math.ceil(8 * n / 28) + 64,
+    "uniform:8": lambda n: _bytes(n, 8) + 64,
+    "uniform:4/uniform:8": lambda n: _bytes(n, 4) + 64,
+    "uniform:4,dithered/uniform:8": lambda n: _bytes(n, 4) + 64 + 64,
+    "uniform:4,dithered,4096/uniform:8": lambda n: _bytes(n, 4) + 64 * _blocks(n) + 64,
+    "rotate+uniform:2,dithered/uniform:8": lambda n: _bytes(n, 2) + 64 + 64 + 64,
+    "rotate+uniform:4,dithered/uniform:8": lambda n: _bytes(n, 4) + 64 + 64 + 64,
+    "eden:0.1/uniform:8": lambda n: _bytes(_share(n, 0.1), 1) + 32 * _blocks(n) + 64,
+    "eden:0.5/uniform:8": lambda n: _bytes(_share(n, 0.5), 1) + 32 * _blocks(n) + 64,
+    "eden:1/uniform:8": lambda n: _bytes(n, 1) + 32 * _blocks(n) + 64,
+    "eden:2/uniform:8": lambda n: _bytes(n, 2) + 32 * _blocks(n) + 64,
+    "eden:4/uniform:8": lambda n: _bytes(n, 4) + 32 * _blocks(n) + 64,
+    "eden:1,unbiased=no/uniform:8": lambda n: _bytes(n, 1) + 32 * _blocks(n) + 64,
+    "topk:0.01/uniform:8": None,
+    "topk:0.1+uniform:4/uniform:8": None,
+    "randk:0.1/uniform:8": lambda n: 32 * round(0.1 * n) + 64,
+    "step:6,dithered+rice/uniform:8": None,
+    "step:3,dithered+rice/uniform:8": None,
+    "step:1,dithered+rice/uniform:8": None,
+    "step:0.3,dithered+rice/uniform:8": None,
+    "rotate+step:3,dithered+rice/uniform:8": None,
+    "step:3,price=0.1,centroids=yes+rice/uniform:8": None,
+    "step:2,price=0.1,centroids=yes+rice/uniform:8": None,
+    "step:1,price=0.1,centroids=yes+rice/uniform:8": None,
+    "step:0.3,price=0.1,centroids=yes+rice/uniform:8": None,
+}
+
+
+def _random(draw: Callable, size: int) -> list[Tensors]:
+    """Returns tensors of `max(_CLIENTS)` clients with a cosine of 0.9 between them."""
+    common, *own = (draw(size=size) for _ in range(1 + max(_CLIENTS)))
+    return [[(math.sqrt(0.9) * common + math.sqrt(0.1) * x).astype(np.float32)] for x in own]
+
+
+def _captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tensors]]:
+    """Trains; returns the updates of clients that start from there, and as only element the change of the weights."""
+    data = experiment.load_data()
+    with tempfile.TemporaryDirectory() as folder:
+        run = tff_kit.train(experiment, folder, overwrite=True)
+        trained = [w.numpy() for w in tf.keras.models.load_model(run.model, compile=False).trainable_weights]
+    process = training.build_process(experiment, data)
+    tf.keras.utils.set_random_seed(experiment.seed)
+    initial = [w.numpy() for w in experiment.build_model().trainable_weights]
+    worker = runtime.Worker()
+    updates = []
+    with tff.framework.get_context_stack().install(runtime.create_context(runtime.worker_executor_factory(worker))):
+        weights = tff.learning.models.ModelWeights(trained, [])
+        state = process.set_model_weights(process.initialize(), weights)
+        for client in data.client_ids[: max(_CLIENTS)]:
+            # The server adds the mean update of all clients; here there is one.
+            new = process.get_model_weights(process.next(state, [(client, 0)]).state).trainable
+            updates.append([np.asarray(after - before, np.float32) for after, before in zip(new, trained)])
+    worker.stop()
+    return updates, [[after - before for after, before in zip(trained, initial)]]
+
+
+@functools.cache
+def _encoder(spec: str, shape: tuple[int, ...]) -> te.core.SimpleEncoder:
+    return encoders.build_broadcast_encoder_fn(spec)(tf.TensorSpec(shape, tf.float32))
+
+
+def _encode(spec: str, tensors: Tensors) -> tuple[Tensors, int, float, float]:
+    """Returns the tensors that a receiver decodes, the bits of the payload, and the seconds to encode and to decode."""
+    made = [_encoder(spec, x.shape) for x in tensors]
+    constants = [tf.constant(x) for x in tensors]
+    began = time.perf_counter()
+    encoded = [encoder.encode(x)[0] for encoder, x in zip(made, constants)]
+    between = time.perf_counter()
+    decoded = [encoder.decode(x).numpy() for encoder, x in zip(made, encoded)]
+    return decoded, int(encoders.payload_bits(encoded)), between - began, time.perf_counter() - between
+
+
+def _entropy_bits(spec: str, tensors: Tensors) -> Optional[float]:
+    """Returns the bits of the payload if all integers took their empirical entropy; None where there are none."""
+    total, integers_seen = 0.0, False
+
+    def visit(encoder: te.core.Encoder, x: tf.Tensor) -> None:
+        nonlocal total, integers_seen
+        encoded = encoder.stage.encode(x, encoder.stage.get_params(encoder.stage.initial_state())[0])[0]
+        for key, tensor in encoded.items():
+            child = encoder.children.get(key)
+            if child is None:
+                total += int(encoders.payload_bits(tensor))
+            elif child.stage.compressible_tensors_keys:
+                visit(child, tensor)
+            else:  # A coder, the last of its chain.
+                shares = np.unique(tensor, return_counts=True)[1] / max(np.size(tensor), 1)
+                total -= np.size(tensor) * float(np.sum(shares * np.log2(shares)))
+                integers_seen = True
+
+    large, small = (make(0) for make in encoders.parse_spec(spec))
+    for x in tensors:
+        visit(large if x.size > encoders.THRESHOLD else small, tf.constant(x))
+    return total if integers_seen else None
+
+
+def _squared(tensors: Tensors) -> float:
+    return sum(float(np.sum(np.square(x, dtype=np.float64))) for x in tensors)
+
+
+def _measure(source: str, clients: list[Tensors], spec: str) -> dict[str, object]:
+    size = sum(x.size for x in clients[0])
+    _encode(spec, clients[0])  # Traces the graphs.
+    runs = [_encode(spec, tensors) for tensors in clients]
+    runs += [_encode(spec, clients[0]) for _ in range(4 - len(clients))]
+    large, small = _SPECS[spec], _SPECS["uniform:8"] if "/" in spec else lambda n: 32 * n
+    row: dict[str, object] = {"source": source, "encoder": spec, "weights": size}
+    row["payload_bits"] = round(statistics.mean(run[1] for run in runs) / size, 5)
+    bits = [(large if x.size > encoders.THRESHOLD else small)(x.size) for x in clients[0]] if large else []
+    row["formula_bits"] = round(sum(bits) / size, 5) if bits else None
+    entropy = _entropy_bits(spec, clients[0])
+    row["entropy_bits"] = None if entropy is None else round(entropy / size, 5)
+    for count in _CLIENTS:
+        if count > len(clients):
+            row[f"nmse_{count}"] = None
+            continue
+        of_each = clients[:count]
+        error = [
+            np.mean([run[0][i] for run in runs[:count]], axis=0, dtype=np.float64) - np.mean(xs, axis=0, dtype=np.float64)
+            for i, xs in enumerate(zip(*of_each))
+        ]
+        row[f"nmse_{count}"] = float(f"{_squared(error) / statistics.mean(map(_squared, of_each)):.4g}")
+    for i, name in ((2, "encode_ns"), (3, "decode_ns")):
+        row[name] = round(min(run[i] for run in runs) / size * 1e9, 1)
+    row["shannon"] = float(f"{4.0 ** -row['payload_bits']:.4g}")
+    return row
+
+
+def _entropy_coded_uniform() -> tuple[list[float], list[float]]:
+    """Returns bits and error of uniform quantization of normal numbers, multiples of steps with ideal codes."""
+    x = np.linspace(-12, 12, 200_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
+    points = []
+    for step in np.geomspace(0.03, 6, 60):
+        levels = np.round(x / step).astype(int)
+        shares = np.bincount(levels - levels.min(), density)
+        shares = shares[shares > 0]
+        points.append((-np.sum(shares * np.log2(shares)), np.sum(np.square(x - levels * step) * density)))
+    return tuple(map(list, zip(*points)))
+
+
+def _lloyd_max() -> tuple[list[int], list[float]]:
+    """Returns bits and error of the best quantizers of normal numbers with codes of equal length."""
+    x = np.linspace(-9, 9, 200_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
+    nearest = [lloyd_max(b)[np.searchsorted((lloyd_max(b)[1:] + lloyd_max(b)[:-1]) / 2, x)] for b in range(1, 9)]
+    return list(range(1, 9)), [float(np.sum(np.square(x - q) * density)) for q in nearest]
+
+
+def _table(rows: list[dict], command: str) -> str:
+    lines = [
+        f"`{command}`, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores. Bits are a weight's. "
+        f"A slash is before the encoder of variables of up to {encoders.THRESHOLD:,} weights; without, they travel as they are.",
+    ]
+    for source in dict.fromkeys(row["source"] for row in rows):
+        group = [row for row in rows if row["source"] == source]
+        lines += [
+            "",
+            f"## {source}, {group[0]['weights']:,} weights",
+            "",
+            "| encoder | payload | formula | ideal codes | NMSE | mean of 10 | mean of 21 | Shannon | ns to encode | decode |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in group:
+            cells = ["payload_bits", "formula_bits", "entropy_bits", "nmse_1", "nmse_10", "nmse_21"]
+            cells += ["shannon", "encode_ns", "decode_ns"]
+            lines.append(f"| `{row['encoder']}` | " + " | ".join("" if row[c] is None else f"{row[c]:.4g}" for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(rows: list[dict]) -> None:
+    from matplotlib import pyplot as plt
+
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    figure, axes = plt.subplots(2, -(-len(sources) // 2), figsize=(15, 9), sharex=True, sharey=True, squeeze=False)
+    bits = np.geomspace(0.05, 10, 100)
+    families = sorted({row["encoder"].partition(":")[0] for row in rows})
+    for axis, source in zip(axes.flat, sources):
+        axis.plot(bits, 4.0**-bits, "k-", label="Shannon, normal")
+        axis.plot(bits, 1 / (4.0**bits - 1), "k--", label="Shannon, unbiased")
+        axis.plot(*_entropy_coded_uniform(), "-", color="tab:gray", label="entropy-coded uniform, normal")
+        axis.plot(*_lloyd_max(), ".:", color="tab:gray", label="Lloyd-Max, normal")
+        for i, family in enumerate(families):
+            group = [row for row in rows if row["source"] == source and row["encoder"].partition(":")[0] == family]
+            colour = f"C{i}"
+            axis.plot([r["payload_bits"] for r in group], [r["nmse_1"] for r in group], "o", color=colour, label=family)
+            ideal = [row for row in group if row["entropy_bits"] is not None]
+            axis.plot([r["entropy_bits"] for r in ideal], [r["nmse_1"] for r in ideal], "x", color=colour)
+        axis.set(title=source, xscale="log", yscale="log", xlim=(0.04, 12), ylim=(1e-5, 200))
+        axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("bits a weight: payload (dots), with ideal codes (crosses)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("normalised squared error of one client")
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(_RESULTS / "rate_distortion.png", dpi=110)
+
+
+def main(
+    emnist: Optional[str] = "auto", kws: Optional[str] = "embeddings", rounds: int = 5, size: int = 2**20, only: str = ""
+) -> None:
+    """Measures every encoder on every source and writes the results.
+
+    Args:
+        emnist: As in `python -m tff_kit train emnist --data`; None leaves the task out.
+        kws: Embeddings of 1-s windows, as in `python -m tff_kit train kws --data`; None leaves the task out.
+        rounds: Rounds of training before updates are captured.
+        size: Random numbers a client.
+        only: Encoders with this in their names; by default all.
+    """
+    generator = np.random.default_rng(0)
+    sources = {"normal": _random(generator.normal, size), "Laplace": _random(generator.laplace, size)}
+    if emnist is not None:
+        experiment: tff_kit.Experiment = tff_kit.Emnist(data=emnist, rounds=rounds, client_lr=0.1)  # That of the paper.
+        sources["EMNIST, updates"], sources["EMNIST, change of weights"] = _captured(experiment)
+    if kws is not None:
+        experiment = tff_kit.KeywordSpotting(data=kws, window="1s", rounds=rounds)
+        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(
+            dataclasses.replace(experiment, eval_every=rounds)
+        )
+    rows = []
+    for source, clients in sources.items():
+        rows += [_measure(source, clients, spec) for spec in track([s for s in _SPECS if only in s], description=source)]
+    _RESULTS.mkdir(exist_ok=True)
+    with open(_RESULTS / "rate_distortion.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    table = _table(rows, "python -m benchmarks.rate_distortion")
+    (_RESULTS / "rate_distortion.md").write_text(table)
+    _plot(rows)
+    print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
