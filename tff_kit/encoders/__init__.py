@@ -1,5 +1,6 @@
 """How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
 
+from tff_kit.encoders.entropy import EntropyCodingStage
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import UniformQuantizationStage
 from tff_kit.encoders.size import payload_bits
@@ -8,6 +9,7 @@ from tff_kit.encoders.spec import THRESHOLD, SpecError, build_broadcast_encoder_
 __all__ = [
     "THRESHOLD",
     "BitpackingStage",
+    "EntropyCodingStage",
     "SpecError",
     "UniformQuantizationStage",
     "build_broadcast_encoder_fn",
