@@ -26,8 +26,8 @@ from tff_kit.encoders import rans
 from tff_kit.encoders.fields import field_windows, floor_log2, pack_fields, read_fields
 
 _CODED, _VERBATIM, _NOT_FINITE = 0, 1, 2  # The payload's first byte.
-_LARGEST = 2.0**31  # In magnitude; tensors with larger integers travel as they are.
-_HEADER_WIDTHS = [33, 32, 16, 1, 8, 8]  # Centre, events, lanes, whether signs are raw, classes in each of two tables.
+_LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
+_HEADER_WIDTHS = [32, 32, 16, 1, 8, 8]  # Centre, events, lanes, whether signs are raw, classes in each of two tables.
 _HEADER_BYTES = -(-sum(_HEADER_WIDTHS) // 8)
 _LENGTH_BITS = 4  # Of the number of bits of a frequency, 0 to 13.
 
@@ -36,7 +36,6 @@ _FINENESS = 2**_FINENESS_BITS  # Classes an octave.
 _CLASSES = _FINENESS * (34 - _FINENESS_BITS)  # For numbers up to 2^33.
 
 _SAMPLE = 1023
-_IMBALANCE = 0.1  # Signs of which 55 % are alike carry .993 bits.
 _MAX_LANES = 8192  # What a step works on should fit a core's cache.
 _MAX_STEPS = 1024
 
@@ -84,11 +83,11 @@ def _encode(x: tf.Tensor) -> tf.Tensor:
     """Returns the payload of a flat tensor of known size."""
     if not x.shape[0]:
         return tf.constant([_VERBATIM], tf.uint8)
-    magnitude = tf.abs(tf.cast(x, tf.float64))
-    kind = tf.where(tf.reduce_max(magnitude) <= _LARGEST, _CODED, _VERBATIM)
-    kind = tf.where(tf.reduce_all(tf.math.is_finite(magnitude)), kind, _NOT_FINITE)
+    wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
+    fits = tf.reduce_all((wide >= -_LARGEST) & (wide < _LARGEST))
+    kind = tf.cond(fits, lambda: _CODED, lambda: tf.where(tf.reduce_all(tf.math.is_finite(wide)), _VERBATIM, _NOT_FINITE))
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
-    body = tf.switch_case(kind, [lambda: _encode_integers(x), lambda: verbatim, lambda: verbatim[:0]])
+    body = tf.switch_case(kind, [lambda: _encode_integers(tf.cast(x, tf.int32)), lambda: verbatim, lambda: verbatim[:0]])
     return tf.concat([tf.cast(kind[tf.newaxis], tf.uint8), body], axis=0)
 
 
@@ -110,12 +109,22 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 def _encode_integers(x: tf.Tensor) -> tf.Tensor:
     size = x.shape[0]
     sample = tf.sort(x[:: -(-size // _SAMPLE)])
-    centre = tf.cast(sample[tf.size(sample) // 2], tf.float64)
-    x = tf.cast(x, tf.float64) - centre
-    events = tf.math.count_nonzero(x, dtype=tf.int32)
-    raw_signs = tf.abs(tf.reduce_sum(tf.sign(x))) <= _IMBALANCE * tf.cast(events, tf.float64)
+    centre = sample[tf.size(sample) // 2]
+    at = tf.where(x != centre)[:, 0]
+    events = tf.size(at)
     dense, groups = _plan(events, size)
-    signed, plain = tf.cond(dense, lambda: (x[:groups], _fold(x[groups:])), lambda: _events(x))
+
+    def all_elements():
+        numbers = tf.cast(x, tf.float64) - tf.cast(centre, tf.float64)
+        return numbers[:groups], _fold(numbers[groups:])
+
+    def events_and_runs():
+        runs = at - tf.concat([tf.zeros([1], tf.int64), at[:-1] + 1], axis=0)[:events]
+        return tf.cast(tf.gather_nd(x, at[:, tf.newaxis]), tf.float64) - tf.cast(centre, tf.float64), tf.cast(runs, tf.float64)
+
+    signed, plain = tf.cond(dense, all_elements, events_and_runs)
+    positive, negative = (tf.math.count_nonzero(side) for side in (signed > 0, signed < 0))
+    raw_signs = 10 * tf.abs(positive - negative) <= positive + negative  # 55 % of one sign carry .993 bits.
 
     numbers = [tf.where(raw_signs, tf.abs(signed), _fold(signed)), plain]
     classes = [_class_of(number) for number in numbers]
@@ -131,7 +140,7 @@ def _encode_integers(x: tf.Tensor) -> tf.Tensor:
     total = lanes * -(-groups // lanes)
     rows = [_rows(c, tf.argmax(t, output_type=tf.int32), r, total) for c, t, r in zip(classes, tables, _row_counts(dense))]
     states, stream = rans.encode(tf.concat(rows, axis=0), _row_tables(tables, dense), seeds)
-    header = [centre + _LARGEST, events, lanes, raw_signs, *(_used(table) for table in tables)]
+    header = [tf.cast(centre, tf.int64) + 2**31, events, lanes, raw_signs, *(_used(table) for table in tables)]
     header = pack_fields(tf.stack([tf.cast(number, tf.int64) for number in header]), tf.constant(_HEADER_WIDTHS, tf.int64))
     return tf.concat([header, _pack_tables(tables), states, stream, rest], axis=0)
 
@@ -139,7 +148,7 @@ def _encode_integers(x: tf.Tensor) -> tf.Tensor:
 def _decode_integers(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     widths = tf.constant(_HEADER_WIDTHS, tf.int64)
     header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
-    centre, raw_signs = tf.cast(header[0], tf.float64) - _LARGEST, header[3] == 1
+    centre, raw_signs = header[0] - 2**31, header[3] == 1
     events, lanes = tf.cast(header[1], tf.int32), tf.cast(header[2], tf.int32)
     tables, body = _unpack_tables(body[_HEADER_BYTES:], header[4:])
     dense, groups = _plan(events, size)
@@ -154,9 +163,17 @@ def _decode_integers(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     plain, _ = _numbers(classes[1], windows, start, False)
 
     signed = tf.cond(raw_signs, lambda: signed, lambda: _unfold(signed))
-    return centre + tf.cond(
-        dense, lambda: tf.concat([signed, _unfold(plain)], axis=0), lambda: _place_events(signed, plain, size)
-    )
+
+    def all_elements():
+        return tf.cast(tf.concat([signed, _unfold(plain)], axis=0) + tf.cast(centre, tf.float64), tf.int32)
+
+    def events_and_runs():
+        # Differences of two int32 may need one bit more; it comes back as the sum overflows.
+        return _scatter(
+            tf.cast(tf.cast(signed, tf.int64), tf.int32), tf.cumsum(tf.cast(plain, tf.int64) + 1) - 1, size
+        ) + tf.cast(centre, tf.int32)
+
+    return tf.cond(dense, all_elements, events_and_runs)
 
 
 def _plan(events: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -180,18 +197,6 @@ def _row_tables(tables: list[tf.Tensor], dense: tf.Tensor) -> tf.Tensor:
 def _rows(classes: tf.Tensor, filler: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     padded = tf.pad(classes, [[0, rows * length - tf.size(classes)]], constant_values=filler)
     return tf.reshape(padded, [rows, length])
-
-
-def _events(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the nonzero elements and the number of zeros before each, both float64 [events]."""
-    at = tf.where(x != 0)
-    ends = tf.cast(at[:, 0], tf.float64)
-    return tf.gather_nd(x, at), ends - tf.concat([tf.zeros([1], tf.float64), ends[:-1] + 1], axis=0)[: tf.size(ends)]
-
-
-def _place_events(values: tf.Tensor, runs: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Undoes `_events`."""
-    return _scatter(values, tf.cast(tf.cumsum(runs + 1), tf.int64) - 1, size)
 
 
 def _scatter(values: tf.Tensor, at: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

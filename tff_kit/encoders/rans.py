@@ -96,12 +96,11 @@ def decode(stream: tf.Tensor, tables: tf.Tensor, states: tf.Tensor, steps: tf.Te
     """
     windows = field_windows(stream)
     x = _states(states)
-    entries, symbol_of = [], []
-    for table in tf.unstack(tables, GROUP):
-        own = tf.repeat(tf.range(tf.size(table)), table)
-        bias = tf.range(TOTAL, dtype=tf.int64) - tf.gather(tf.cumsum(table, exclusive=True), own)
-        entries.append(tf.cast(tf.gather(table, own) * TOTAL + bias, tf.float64))
-        symbol_of.append(own)
+    ends = tf.cumsum(tables, axis=1)
+    slots = tf.tile(tf.range(TOTAL, dtype=tf.int64)[tf.newaxis], [GROUP, 1])
+    symbol_of = tf.searchsorted(ends, slots, side="right")  # int32 [GROUP, TOTAL]
+    f, end = tf.gather(tables, symbol_of, batch_dims=1), tf.gather(ends, symbol_of, batch_dims=1)
+    entries = tf.unstack(tf.cast(f * TOTAL + slots - (end - f), tf.float64))  # Frequencies, and places in symbols' ranges.
 
     def step(i, x, position, slots):
         taken = []
@@ -119,7 +118,7 @@ def decode(stream: tf.Tensor, tables: tf.Tensor, states: tf.Tensor, steps: tf.Te
     slots = tf.TensorArray(tf.int32, steps, element_shape=[GROUP, None])
     _, x, position, slots = tf.while_loop(lambda i, *_: i < steps, step, [0, x, _i64(0), slots])
     rows = tf.unstack(tf.reshape(tf.transpose(slots.stack(), [1, 0, 2]), [GROUP, -1]))
-    symbols = [tf.gather_nd(own, row[:, tf.newaxis]) for own, row in zip(symbol_of, rows)]
+    symbols = [tf.gather_nd(own, row[:, tf.newaxis]) for own, row in zip(tf.unstack(symbol_of), rows)]
     return tf.stack(symbols), _state_bytes(x), (position + 7) // 8
 
 
