@@ -76,6 +76,7 @@ class EntropyCodingStage(te.core.EncodingStageInterface):
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
         dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
+        shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
         return tf.reshape(_decode(encoded_tensors[self.PAYLOAD_KEY], tf.reduce_prod(shape), dtype), shape)
 
 
@@ -85,7 +86,11 @@ def _encode(x: tf.Tensor) -> tf.Tensor:
         return tf.constant([_VERBATIM], tf.uint8)
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
     fits = tf.reduce_all((wide >= -_LARGEST) & (wide < _LARGEST))
-    kind = tf.cond(fits, lambda: _CODED, lambda: tf.where(tf.reduce_all(tf.math.is_finite(wide)), _VERBATIM, _NOT_FINITE))
+
+    def why_not():
+        return tf.where(tf.reduce_all(tf.math.is_finite(wide)), _VERBATIM, _NOT_FINITE)
+
+    kind = tf.cond(fits, lambda: tf.constant(_CODED), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
     body = tf.switch_case(kind, [lambda: _encode_integers(tf.cast(x, tf.int32)), lambda: verbatim, lambda: verbatim[:0]])
     return tf.concat([tf.cast(kind[tf.newaxis], tf.uint8), body], axis=0)
@@ -110,7 +115,7 @@ def _encode_integers(x: tf.Tensor) -> tf.Tensor:
     size = x.shape[0]
     sample = tf.sort(x[:: -(-size // _SAMPLE)])
     centre = sample[tf.size(sample) // 2]
-    at = tf.where(x != centre)[:, 0]
+    at = tf.where(tf.not_equal(x, centre))[:, 0]
     events = tf.size(at)
     dense, groups = _plan(events, size)
 
@@ -148,7 +153,7 @@ def _encode_integers(x: tf.Tensor) -> tf.Tensor:
 def _decode_integers(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     widths = tf.constant(_HEADER_WIDTHS, tf.int64)
     header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
-    centre, raw_signs = header[0] - 2**31, header[3] == 1
+    centre, raw_signs = header[0] - 2**31, tf.equal(header[3], 1)
     events, lanes = tf.cast(header[1], tf.int32), tf.cast(header[2], tf.int32)
     tables, body = _unpack_tables(body[_HEADER_BYTES:], header[4:])
     dense, groups = _plan(events, size)
@@ -210,7 +215,7 @@ def _fold(x: tf.Tensor) -> tf.Tensor:
 
 def _unfold(v: tf.Tensor) -> tf.Tensor:
     half = tf.floor(v / 2)
-    return tf.where(v == 2 * half, half, -half - 1)
+    return tf.where(tf.equal(v, 2 * half), half, -half - 1)
 
 
 def _class_of(v: tf.Tensor) -> tf.Tensor:

@@ -34,7 +34,9 @@ def frequencies(counts: tf.Tensor) -> tf.Tensor:
     Args:
       counts: int64 [symbols], at most TOTAL / 4 of them. If all are 0, the first symbol gets everything.
     """
-    counts += tf.one_hot(0, tf.size(counts), tf.cast(tf.reduce_sum(counts) == 0, tf.int64), dtype=tf.int64, off_value=_i64(0))
+    counts += tf.one_hot(
+        0, tf.size(counts), tf.cast(tf.equal(tf.reduce_sum(counts), 0), tf.int64), dtype=tf.int64, off_value=_i64(0)
+    )
     total = tf.reduce_sum(counts)
     rare = tf.math.count_nonzero((counts > 0) & (counts * TOTAL < 2 * total))  # May be rounded up to 1.
     result = tf.where(counts > 0, tf.maximum(counts * (TOTAL - rare) // total, 1), 0)
