@@ -24,10 +24,11 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders import rans
 from tff_kit.encoders.fields import field_windows, floor_log2, pack_fields, read_fields
+from tff_kit.encoders.line_order import LineOrder, line_classes
 
 _CODED, _VERBATIM, _NOT_FINITE = 0, 1, 2  # The payload's first byte.
 _LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
-_HEADER_WIDTHS = [32, 32, 16, 1, 8, 8]  # Centre, events, lanes, whether signs are raw, classes in each of two tables.
+_HEADER_WIDTHS = [32, 16, 1, 5, 24]  # Centre, lanes, whether signs are raw, levels, bytes of the lines' classes.
 _HEADER_BYTES = -(-sum(_HEADER_WIDTHS) // 8)
 _LENGTH_BITS = 4  # Of the number of bits of a frequency, 0 to 13.
 
@@ -35,6 +36,7 @@ _FINENESS_BITS = 3
 _FINENESS = 2**_FINENESS_BITS  # Classes an octave.
 _CLASSES = _FINENESS * (34 - _FINENESS_BITS)  # For numbers up to 2^33.
 
+_LINE_BITS, _LEVELS_BITS = 3, 3000  # About what the classes of lines cost each, and the levels' tables.
 _SAMPLE = 1023
 _MAX_LANES = 8192  # What a step works on should fit a core's cache.
 _MAX_STEPS = 1024
@@ -68,7 +70,8 @@ class EntropyCodingStage(te.core.EncodingStageInterface):
         size = x.shape.num_elements()
         if size is None or size >= 2**31:
             raise ValueError(f"Expected a tensor of fully known shape and less than 2^31 elements, found shape {x.shape}.")
-        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, _encode(tf.reshape(x, [size])))])
+        columns = x.shape[-1] if x.shape.rank > 1 else size
+        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, _encode(tf.reshape(x, [size]), columns))])
         if x.dtype != tf.float32:
             encoded[self.DTYPE_KEY] = tf.zeros([0], x.dtype)  # Tells `decode` the dtype in no bits.
         return encoded
@@ -77,10 +80,12 @@ class EntropyCodingStage(te.core.EncodingStageInterface):
         del decode_params, num_summands
         dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
-        return tf.reshape(_decode(encoded_tensors[self.PAYLOAD_KEY], tf.reduce_prod(shape), dtype), shape)
+        size = tf.reduce_prod(shape)
+        columns = tf.concat([[size], shape], axis=0)[-1]
+        return tf.reshape(_decode(encoded_tensors[self.PAYLOAD_KEY], size, columns, dtype), shape)
 
 
-def _encode(x: tf.Tensor) -> tf.Tensor:
+def _encode(x: tf.Tensor, columns: int) -> tf.Tensor:
     """Returns the payload of a flat tensor of known size."""
     if not x.shape[0]:
         return tf.constant([_VERBATIM], tf.uint8)
@@ -92,11 +97,11 @@ def _encode(x: tf.Tensor) -> tf.Tensor:
 
     kind = tf.cond(fits, lambda: tf.constant(_CODED), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
-    body = tf.switch_case(kind, [lambda: _encode_integers(tf.cast(x, tf.int32)), lambda: verbatim, lambda: verbatim[:0]])
+    body = tf.switch_case(kind, [lambda: _encode_integers(tf.cast(x, tf.int32), columns), lambda: verbatim, lambda: verbatim[:0]])
     return tf.concat([tf.cast(kind[tf.newaxis], tf.uint8), body], axis=0)
 
 
-def _decode(payload: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Returns the flat tensor of `size` elements whose payload this is."""
     body = payload[1:]
     width = dtype.size
@@ -107,33 +112,36 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         return tf.bitcast(tf.squeeze(elements, 1) if width == 1 else elements, dtype)
 
     not_finite = tf.cast(tf.constant(np.nan if dtype.is_floating else 0.0), dtype)  # Integers are finite.
-    kinds = [lambda: tf.cast(_decode_integers(body, size), dtype), verbatim, lambda: tf.fill([size], not_finite)]
+    kinds = [lambda: tf.cast(_decode_integers(body, size, columns), dtype), verbatim, lambda: tf.fill([size], not_finite)]
     return tf.switch_case(tf.cast(payload[0], tf.int32), kinds)
 
 
-def _encode_integers(x: tf.Tensor) -> tf.Tensor:
+def _encode_integers(x: tf.Tensor, columns: int) -> tf.Tensor:
     size = x.shape[0]
     sample = tf.sort(x[:: -(-size // _SAMPLE)])
     centre = sample[tf.size(sample) // 2]
-    at = tf.where(tf.not_equal(x, centre))[:, 0]
-    events = tf.size(at)
-    dense, groups = _plan(events, size)
+    at = tf.cast(tf.where(tf.not_equal(x, centre))[:, 0], tf.int32)
+    dense, groups = _plan(tf.size(at), size)
 
     def all_elements():
         numbers = tf.cast(x, tf.float64) - tf.cast(centre, tf.float64)
-        return numbers[:groups], _fold(numbers[groups:])
+        return numbers[:groups], _fold(numbers[groups:]), tf.fill([1], size), tf.zeros([0], tf.uint8)
 
     def events_and_runs():
-        runs = at - tf.concat([tf.zeros([1], tf.int64), at[:-1] + 1], axis=0)[:events]
-        return tf.cast(tf.gather_nd(x, at[:, tf.newaxis]), tf.float64) - tf.cast(centre, tf.float64), tf.cast(runs, tf.float64)
+        values = tf.cast(_take(x, at), tf.float64) - tf.cast(centre, tf.float64)
+        places, order, counts, lines = _by_lines(at, size, columns)
+        values = tf.cond(tf.size(lines) > 0, lambda: _take(values, order), lambda: values)
+        runs = places - tf.concat([[0], places[:-1] + 1], axis=0)[: tf.size(at)]
+        return values, tf.cast(runs, tf.float64), counts, lines
 
-    signed, plain = tf.cond(dense, all_elements, events_and_runs)
+    signed, plain, counts, lines = tf.cond(dense, all_elements, events_and_runs)
     positive, negative = (tf.math.count_nonzero(side) for side in (signed > 0, signed < 0))
     raw_signs = 10 * tf.abs(positive - negative) <= positive + negative  # 55 % of one sign carry .993 bits.
 
     numbers = [tf.where(raw_signs, tf.abs(signed), _fold(signed)), plain]
     classes = [_class_of(number) for number in numbers]
-    tables = [rans.frequencies(tf.math.bincount(c, minlength=_CLASSES, maxlength=_CLASSES, dtype=tf.int64)) for c in classes]
+    contexts = _contexts(counts, [tf.size(number) for number in numbers], dense)
+    tables = rans.frequencies(_histograms(classes, contexts, 2 * tf.size(counts)))
     fields = [_places(numbers[0], classes[0], raw_signs, signed), _places(numbers[1], classes[1], False)]
     raw = pack_fields(*(tf.concat(parts, axis=0) for parts in zip(*fields)))
 
@@ -143,42 +151,107 @@ def _encode_integers(x: tf.Tensor) -> tf.Tensor:
     seeds, rest = raw[: lanes * rans.STATE_BYTES], raw[lanes * rans.STATE_BYTES :]
     seeds = tf.pad(seeds, [[0, lanes * rans.STATE_BYTES - tf.size(seeds)]])
     total = lanes * -(-groups // lanes)
-    rows = [_rows(c, tf.argmax(t, output_type=tf.int32), r, total) for c, t, r in zip(classes, tables, _row_counts(dense))]
-    states, stream = rans.encode(tf.concat(rows, axis=0), _row_tables(tables, dense), seeds)
-    header = [tf.cast(centre, tf.int64) + 2**31, events, lanes, raw_signs, *(_used(table) for table in tables)]
+    symbols = _in_rows(classes, tf.unstack(tf.argmax(tables[:2], axis=1, output_type=tf.int32), 2), dense, total)
+    states, stream = rans.encode(symbols, _in_rows(contexts, [0, 1], dense, total), tables, seeds)
+    header = [tf.cast(centre, tf.int64) + 2**31, lanes, raw_signs, tf.size(counts), tf.size(lines)]
     header = pack_fields(tf.stack([tf.cast(number, tf.int64) for number in header]), tf.constant(_HEADER_WIDTHS, tf.int64))
-    return tf.concat([header, _pack_tables(tables), states, stream, rest], axis=0)
+    counts = tf.reshape(tf.bitcast(counts, tf.uint8), [-1])
+    return tf.concat([header, counts, lines, _pack_tables(tables), states, stream, rest], axis=0)
 
 
-def _decode_integers(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def _decode_integers(body: tf.Tensor, size: tf.Tensor, columns: Optional[tf.Tensor]) -> tf.Tensor:
     widths = tf.constant(_HEADER_WIDTHS, tf.int64)
     header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
-    centre, raw_signs = header[0] - 2**31, tf.equal(header[3], 1)
-    events, lanes = tf.cast(header[1], tf.int32), tf.cast(header[2], tf.int32)
-    tables, body = _unpack_tables(body[_HEADER_BYTES:], header[4:])
+    centre, raw_signs = tf.cast(header[0] - 2**31, tf.int32), tf.equal(header[2], 1)
+    lanes, levels, line_bytes = (tf.cast(header[k], tf.int32) for k in (1, 3, 4))
+    body = body[_HEADER_BYTES:]
+    counts, body = tf.bitcast(tf.reshape(body[: 4 * levels], [levels, 4]), tf.int32), body[4 * levels :]
+    lines, body = body[:line_bytes], body[line_bytes:]
+    tables, body = _unpack_tables(body, 2 * levels)
+    events = tf.reduce_sum(counts)
     dense, groups = _plan(events, size)
+    sizes = tf.unstack(tf.where(dense, [tf.minimum(groups, size), tf.maximum(size - groups, 0)], [events, events]))
+    contexts = _contexts(counts, sizes, dense)
 
     states, stream = body[: lanes * rans.STATE_BYTES], body[lanes * rans.STATE_BYTES :]
-    rows, seeds, used = rans.decode(stream, _row_tables(tables, dense), states, -(-groups // lanes))
+    contexts = _in_rows(contexts, [0, 1], dense, lanes * -(-groups // lanes))
+    rows, seeds, used = rans.decode(stream, contexts, tables, states)
     signed_rows = _row_counts(dense)[0]
-    sizes = tf.where(dense, [tf.minimum(groups, size), tf.maximum(size - groups, 0)], [events, events])
-    classes = [tf.reshape(part, [-1])[:count] for part, count in zip((rows[:signed_rows], rows[signed_rows:]), tf.unstack(sizes))]
+    classes = [tf.reshape(part, [-1])[:count] for part, count in zip((rows[:signed_rows], rows[signed_rows:]), sizes)]
     windows = field_windows(tf.concat([seeds, stream[used:]], axis=0))
     signed, start = _numbers(classes[0], windows, tf.constant(0, tf.int64), raw_signs)
     plain, _ = _numbers(classes[1], windows, start, False)
-
     signed = tf.cond(raw_signs, lambda: signed, lambda: _unfold(signed))
 
     def all_elements():
         return tf.cast(tf.concat([signed, _unfold(plain)], axis=0) + tf.cast(centre, tf.float64), tf.int32)
 
     def events_and_runs():
+        at = tf.cumsum(tf.cast(plain, tf.int32) + 1) - 1
+        if columns is not None:
+            at = tf.cond(line_bytes > 0, lambda: _line_order(lines, size, columns).positions(at), lambda: at)
         # Differences of two int32 may need one bit more; it comes back as the sum overflows.
-        return _scatter(
-            tf.cast(tf.cast(signed, tf.int64), tf.int32), tf.cumsum(tf.cast(plain, tf.int64) + 1) - 1, size
-        ) + tf.cast(centre, tf.int32)
+        return _scatter(tf.cast(tf.cast(signed, tf.int64), tf.int32), at, size) + centre
 
     return tf.cond(dense, all_elements, events_and_runs)
+
+
+def _by_lines(at: tf.Tensor, size: int, columns: Optional[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Orders the events at int32 [n] by how many their rows and columns have, if that makes the payload shorter.
+
+    Returns:
+      The events' places in the new order, the events in it, both int32 [n], how many there are of each level, int32
+      [levels], and the classes of the lines, coded, uint8 [bytes]: none if the order is still the old one.
+    """
+    unordered = (at, tf.range(tf.size(at)), tf.size(at)[tf.newaxis], tf.zeros([0], tf.uint8))
+    if columns is None or columns in (0, 1, size):
+        return unordered
+    rows = size // columns
+    classes = line_classes(at, rows, columns)
+    order = LineOrder(classes[:rows], classes[rows:])
+    places = order.places(at)
+    counts, sizes = order.level_counts(places)
+    gain = _bits(tf.size(at), size) - tf.reduce_sum(_bits(counts, sizes))
+
+    def ordered():
+        number = _scatter(tf.range(1, tf.size(at) + 1), places, size)  # Sorts.
+        sorted_places = tf.cast(tf.where(number > 0)[:, 0], tf.int32)
+        return (
+            sorted_places,
+            _take(number, sorted_places) - 1,
+            counts,
+            _encode_integers(tf.ensure_shape(classes, [rows + columns]), None),
+        )
+
+    return tf.cond(gain > _LINE_BITS * (rows + columns) + _LEVELS_BITS, ordered, lambda: unordered)
+
+
+def _line_order(lines: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> LineOrder:
+    rows = size // columns
+    classes = _decode_integers(lines, rows + columns, None)
+    return LineOrder(classes[:rows], classes[rows:])
+
+
+def _bits(events: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Returns the bits that tell which of `size` elements are events, element by element."""
+    n, k = tf.cast(size, tf.float64), tf.cast(events, tf.float64)
+    return (tf.math.xlogy(n, n) - tf.math.xlogy(k, k) - tf.math.xlogy(n - k, n - k)) / np.log(2)
+
+
+def _contexts(counts: tf.Tensor, sizes: list[tf.Tensor], dense: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the tables that code the signed and the plain numbers: two for each level."""
+
+    def of_levels():
+        levels = tf.repeat(2 * tf.range(tf.size(counts)), counts)
+        return levels, levels + 1
+
+    return list(tf.cond(dense, lambda: (tf.zeros([sizes[0]], tf.int32), tf.ones([sizes[1]], tf.int32)), of_levels))
+
+
+def _histograms(classes: list[tf.Tensor], contexts: list[tf.Tensor], tables: tf.Tensor) -> tf.Tensor:
+    pairs = tf.concat([context * _CLASSES + c for c, context in zip(classes, contexts)], axis=0)
+    counts = tf.math.bincount(pairs, minlength=tables * _CLASSES, maxlength=tables * _CLASSES, dtype=tf.int64)
+    return tf.reshape(counts, [tables, _CLASSES])
 
 
 def _plan(events: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -195,13 +268,17 @@ def _row_counts(dense: tf.Tensor) -> list[tf.Tensor]:
     return [signed, rans.GROUP - signed]
 
 
-def _row_tables(tables: list[tf.Tensor], dense: tf.Tensor) -> tf.Tensor:
-    return tf.gather(tf.stack(tables), tf.where(dense, [0, 1, 1, 1], [0, 0, 1, 1]))
+def _in_rows(streams: list[tf.Tensor], fillers: list, dense: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Returns the signed and the plain stream, filled up, as the rows that the coder takes, [rans.GROUP, length]."""
+    rows = [
+        tf.pad(stream, [[0, count * length - tf.size(stream)]], constant_values=filler)
+        for stream, filler, count in zip(streams, fillers, _row_counts(dense))
+    ]
+    return tf.reshape(tf.concat(rows, axis=0), [rans.GROUP, length])
 
 
-def _rows(classes: tf.Tensor, filler: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    padded = tf.pad(classes, [[0, rows * length - tf.size(classes)]], constant_values=filler)
-    return tf.reshape(padded, [rows, length])
+def _take(values: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+    return tf.gather_nd(values, at[:, tf.newaxis])  # Faster than tf.gather.
 
 
 def _scatter(values: tf.Tensor, at: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -254,36 +331,29 @@ def _numbers(classes: tf.Tensor, windows: tf.Tensor, start: tf.Tensor, has_sign)
     return tf.cast(classes, tf.float64) + _scatter(unsaid, at, tf.size(classes)), start + tf.reduce_sum(widths)
 
 
-def _used(table: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_max(tf.where(table > 0)) + 1
+def _pack_tables(tables: tf.Tensor) -> tf.Tensor:
+    """Writes how many classes each table has, how many bits each frequency has, then the bits below the first."""
+    used = tf.reduce_max(tf.where(tables > 0, tf.range(1, _CLASSES + 1), 0), axis=1)
+    table = tf.boolean_mask(tables, tf.sequence_mask(used, _CLASSES))
+    lengths = tf.where(table > 0, floor_log2(tf.cast(table, tf.float64)) + 1, 0)
+    below, first = _below(lengths)
+    nibbles = pack_fields(lengths, tf.fill(tf.shape(lengths), tf.constant(_LENGTH_BITS, tf.int64)))
+    return tf.concat([tf.cast(used, tf.uint8), nibbles, pack_fields(table - first, below)], axis=0)
 
 
-def _pack_tables(tables: list[tf.Tensor]) -> tf.Tensor:
-    """Writes how many bits each frequency has, then the bits below the first."""
-    table = tf.concat([table[: _used(table)] for table in tables], axis=0)
-    lengths = _bit_length(table)
-    below = tf.maximum(lengths - 1, 0)
-    return tf.concat(
-        [
-            pack_fields(lengths, tf.fill(tf.shape(lengths), tf.constant(_LENGTH_BITS, tf.int64))),
-            pack_fields(table - tf.bitwise.left_shift(tf.minimum(lengths, 1), below), below),
-        ],
-        axis=0,
-    )
-
-
-def _unpack_tables(body: tf.Tensor, used: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+def _unpack_tables(body: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the tables, and what of `body` follows them."""
-    count = used[0] + used[1]
-    width = tf.fill([count], tf.constant(_LENGTH_BITS, tf.int64))
-    size = (count * _LENGTH_BITS + 7) // 8
-    lengths = read_fields(field_windows(body[:size]), tf.cumsum(width, exclusive=True), width)
-    below = tf.maximum(lengths - 1, 0)
+    kept = tf.sequence_mask(tf.cast(body[:count], tf.int32), _CLASSES)
+    at = tf.where(tf.reshape(kept, [-1]))[:, 0]
+    body, size = body[count:], (tf.size(at) * _LENGTH_BITS + 7) // 8
+    width = tf.fill(tf.shape(at), tf.constant(_LENGTH_BITS, tf.int64))
+    below, first = _below(read_fields(field_windows(body[:size]), tf.cumsum(width, exclusive=True), width))
     body, size = body[size:], (tf.reduce_sum(below) + 7) // 8
-    table = read_fields(field_windows(body[:size]), tf.cumsum(below, exclusive=True), below)
-    table += tf.bitwise.left_shift(tf.minimum(lengths, 1), below)
-    return [tf.pad(t, [[0, _CLASSES - tf.size(t)]]) for t in tf.split(table, used, num=2)], body[size:]
+    table = first + read_fields(field_windows(body[:size]), tf.cumsum(below, exclusive=True), below)
+    return tf.reshape(_scatter(table, at, count * _CLASSES), [count, _CLASSES]), body[size:]
 
 
-def _bit_length(table: tf.Tensor) -> tf.Tensor:
-    return tf.where(table > 0, floor_log2(tf.cast(table, tf.float64)) + 1, 0)
+def _below(lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns how many bits numbers of so many bits have below their first, and its value."""
+    below = tf.maximum(lengths - 1, 0)
+    return below, tf.bitwise.left_shift(tf.minimum(lengths, 1), below)

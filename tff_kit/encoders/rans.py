@@ -29,41 +29,37 @@ _FLOOR_STATE = float(TOTAL**GROUP)
 
 
 def frequencies(counts: tf.Tensor) -> tf.Tensor:
-    """Returns frequencies that sum to TOTAL and are proportional to `counts`, at least 1 where a count is not 0.
+    """Returns tables whose rows sum to TOTAL and are proportional to those of `counts`, and not 0 where a count is not.
 
     Args:
-      counts: int64 [symbols], at most TOTAL / 4 of them. If all are 0, the first symbol gets everything.
+      counts: int64 [tables, symbols], at most TOTAL / 4 symbols. In a row of zeros, the first symbol gets everything.
     """
-    counts += tf.one_hot(
-        0, tf.size(counts), tf.cast(tf.equal(tf.reduce_sum(counts), 0), tf.int64), dtype=tf.int64, off_value=_i64(0)
-    )
-    total = tf.reduce_sum(counts)
-    rare = tf.math.count_nonzero((counts > 0) & (counts * TOTAL < 2 * total))  # May be rounded up to 1.
-    result = tf.where(counts > 0, tf.maximum(counts * (TOTAL - rare) // total, 1), 0)
+    symbols = tf.shape(counts)[1]
+    total = tf.reduce_sum(counts, axis=1, keepdims=True)
+    rare = tf.cast(tf.reduce_sum(tf.cast((counts > 0) & (counts * TOTAL < 2 * total), tf.int32), axis=1, keepdims=True), tf.int64)
+    # The rare ones may be rounded up to 1.
+    result = tf.where(counts > 0, tf.maximum(counts * (TOTAL - rare) // tf.maximum(total, 1), 1), 0)
     # What rounding down left over goes where it changes least.
-    return result + tf.one_hot(
-        tf.argmax(counts), tf.size(counts), TOTAL - tf.reduce_sum(result), dtype=tf.int64, off_value=_i64(0)
-    )
+    left_over = TOTAL - tf.reduce_sum(result, axis=1, keepdims=True)
+    return result + left_over * tf.one_hot(tf.argmax(counts, axis=1), symbols, dtype=tf.int64)
 
 
-def encode(symbols: tf.Tensor, tables: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def encode(symbols: tf.Tensor, contexts: tf.Tensor, tables: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Codes symbols on as many lanes as there are seeds.
 
     Args:
       symbols: int32 [GROUP, steps * lanes]; lanes follow one another.
-      tables: int64 [GROUP, alphabet], the frequencies by which each row of symbols is coded; none may be 0 that occurs.
+      contexts: int32 [GROUP, steps * lanes], the table by which each symbol is coded.
+      tables: int64 [tables, alphabet], frequencies; none may be 0 that occurs.
       seeds: uint8 [STATE_BYTES * lanes], any bits, which `decode` returns.
 
     Returns:
       The last states, uint8 [STATE_BYTES * lanes], and the stream of bits, uint8 [bytes].
     """
-    alphabet = tf.shape(tables)[1]
     starts = tf.cumsum(tables, axis=1, exclusive=True)
     entries = tf.cast(tf.reshape(tables * TOTAL + starts, [-1]), tf.float64)
-    symbols += alphabet * tf.range(GROUP)[:, tf.newaxis]
     states = _states(seeds)
-    lanes = tf.size(states)
-    symbols = tf.reshape(symbols, [GROUP, -1, lanes])
+    symbols = tf.reshape(symbols + contexts * tf.shape(tables)[1], [GROUP, -1, tf.size(states)])
     steps = tf.shape(symbols)[1]
 
     def step(i, x, bits, scales):
@@ -83,14 +79,16 @@ def encode(symbols: tf.Tensor, tables: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.
     return _state_bytes(states), pack_fields(values, widths)
 
 
-def decode(stream: tf.Tensor, tables: tf.Tensor, states: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def decode(
+    stream: tf.Tensor, contexts: tf.Tensor, tables: tf.Tensor, states: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Undoes `encode`.
 
     Args:
       stream: uint8 [bytes], the stream and whatever follows it.
+      contexts: As for `encode`.
       tables: As for `encode`.
       states: uint8 [STATE_BYTES * lanes].
-      steps: How many, int32.
 
     Returns:
       The symbols, int32 [GROUP, steps * lanes], the seeds, uint8 [STATE_BYTES * lanes], and how many bytes of `stream`
@@ -98,19 +96,22 @@ def decode(stream: tf.Tensor, tables: tf.Tensor, states: tf.Tensor, steps: tf.Te
     """
     windows = field_windows(stream)
     x = _states(states)
+    contexts = tf.reshape(contexts * TOTAL, [GROUP, -1, tf.size(x)])
+    steps = tf.shape(contexts)[1]
     ends = tf.cumsum(tables, axis=1)
-    slots = tf.tile(tf.range(TOTAL, dtype=tf.int64)[tf.newaxis], [GROUP, 1])
-    symbol_of = tf.searchsorted(ends, slots, side="right")  # int32 [GROUP, TOTAL]
+    slots = tf.tile(tf.range(TOTAL, dtype=tf.int64)[tf.newaxis], [tf.shape(tables)[0], 1])
+    symbol_of = tf.searchsorted(ends, slots, side="right")  # int32 [tables, TOTAL]
     f, end = tf.gather(tables, symbol_of, batch_dims=1), tf.gather(ends, symbol_of, batch_dims=1)
-    entries = tf.unstack(tf.cast(f * TOTAL + slots - (end - f), tf.float64))  # Frequencies, and places in symbols' ranges.
+    # A frequency, and the place in its symbol's range.
+    entries = tf.cast(tf.reshape(f * TOTAL + slots - (end - f), [-1]), tf.float64)
 
     def step(i, x, position, slots):
-        taken = []
+        context, taken = tf.unstack(contexts[:, i]), []
         for k in range(GROUP):
             rest = tf.floor(x / TOTAL)
-            taken.append(tf.cast(x - rest * TOTAL, tf.int32))
-            entry = tf.gather_nd(entries[k], taken[k][:, tf.newaxis])
-            x = tf.floor(entry / TOTAL) * (rest - TOTAL) + entry  # f rest + bias
+            taken.append(tf.cast(x - rest * TOTAL, tf.int32) + context[k])
+            entry = tf.gather_nd(entries, taken[k][:, tf.newaxis])
+            x = tf.floor(entry / TOTAL) * (rest - TOTAL) + entry  # f rest + place
         width = GROUP * TOTAL_BITS - floor_log2(x)
         end = position + tf.cumsum(width)
         x *= tf.cast(tf.bitwise.left_shift(_i64(1), width), tf.float64)
@@ -119,9 +120,9 @@ def decode(stream: tf.Tensor, tables: tf.Tensor, states: tf.Tensor, steps: tf.Te
 
     slots = tf.TensorArray(tf.int32, steps, element_shape=[GROUP, None])
     _, x, position, slots = tf.while_loop(lambda i, *_: i < steps, step, [0, x, _i64(0), slots])
-    rows = tf.unstack(tf.reshape(tf.transpose(slots.stack(), [1, 0, 2]), [GROUP, -1]))
-    symbols = [tf.gather_nd(own, row[:, tf.newaxis]) for own, row in zip(tf.unstack(symbol_of), rows)]
-    return tf.stack(symbols), _state_bytes(x), (position + 7) // 8
+    slots = tf.reshape(tf.transpose(slots.stack(), [1, 0, 2]), [GROUP, -1])
+    symbols = tf.gather_nd(tf.reshape(symbol_of, [-1]), slots[:, :, tf.newaxis])
+    return symbols, _state_bytes(x), (position + 7) // 8
 
 
 def _power_of_two_below(x: tf.Tensor) -> tf.Tensor:
