@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders  # And with it the default context.
-from tff_kit.encoders import fields, rans
+from tff_kit.encoders import fields, line_order, rans
 
 STAGE = encoders.EntropyCodingStage()
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -209,9 +209,10 @@ def test_behind_a_quantizer_and_inside_the_worker():
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=248).filter(any))
 def test_frequencies_sum_to_the_total_and_leave_no_symbol_out(counts):
-    table = rans.frequencies(tf.constant(counts, tf.int64)).numpy()
-    assert table.sum() == rans.TOTAL
-    np.testing.assert_array_equal(table > 0, np.array(counts) > 0)
+    counts = np.array([counts, counts[::-1], [7] + [0] * (len(counts) - 1)])
+    tables = rans.frequencies(tf.constant(counts, tf.int64)).numpy()
+    np.testing.assert_array_equal(tables.sum(axis=1), rans.TOTAL)
+    np.testing.assert_array_equal(tables > 0, counts > 0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -226,15 +227,74 @@ def test_fields_of_any_widths_come_back_and_leave_no_gap(pairs):
 
 @pytest.mark.parametrize("lanes", [1, 3, 50])
 def test_the_coder_returns_symbols_and_seeds_and_reaches_the_tables_entropy(lanes):
-    generator, steps = np.random.default_rng(6), 40
-    tables = np.stack([rans.frequencies(tf.constant(row)) for row in generator.integers(0, 1000, (rans.GROUP, 30)) ** 3])
-    symbols = np.stack([generator.choice(30, steps * lanes, p=table / rans.TOTAL) for table in tables]).astype(np.int32)
+    generator, size = np.random.default_rng(6), 40 * lanes
+    tables = rans.frequencies(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
+    contexts = generator.integers(0, 5, (rans.GROUP, size)).astype(np.int32)
+    drawn = np.stack([generator.choice(30, contexts.shape, p=table / rans.TOTAL) for table in tables])
+    symbols = np.take_along_axis(drawn, contexts[np.newaxis], 0)[0].astype(np.int32)
     seeds = generator.integers(0, 256, rans.STATE_BYTES * lanes).astype(np.uint8)
-    states, stream = rans.encode(tf.constant(symbols), tf.constant(tables), tf.constant(seeds))
-    back, seeds_back, used = rans.decode(tf.pad(stream, [[0, 5]], constant_values=255), tf.constant(tables), states, steps)
+    states, stream = rans.encode(*map(tf.constant, (symbols, contexts, tables, seeds)))
+    followed = tf.pad(stream, [[0, 5]], constant_values=255)
+    back, seeds_back, used = rans.decode(followed, tf.constant(contexts), tf.constant(tables), states)
     np.testing.assert_array_equal(back, symbols)
     np.testing.assert_array_equal(seeds_back, seeds)
     assert used == len(stream)
     assert len(states) == len(seeds)
-    expected = -np.sum(np.log2(np.take_along_axis(tables, symbols.astype(int), 1) / rans.TOTAL))
+    expected = -np.sum(np.log2(tables[contexts, symbols] / rans.TOTAL))
     assert 8 * len(stream) <= expected + lanes + 8  # A state ends less than a bit larger than it began.
+
+
+def _structured(rows, columns, seed=7):
+    """Sparse integers whose spread is that of their row times that of their column; some lines are all zeros."""
+    generator = np.random.default_rng(seed)
+    row, column = np.exp(generator.normal(size=(rows, 1)) - 3), np.exp(generator.normal(size=(1, columns)))
+    row[generator.random(rows) < 0.3] = 0
+    column[:, generator.random(columns) < 0.2] = 0
+    return np.round(generator.laplace(size=(rows, columns)) * row * column).astype(np.float32), row * column
+
+
+def test_a_matrix_takes_fewer_bits_than_its_elements_apart_if_its_rows_and_columns_differ():
+    x, scale = _structured(800, 500)
+    # What it would take if every element's spread were known: the discrete Laplace distribution's entropy.
+    with np.errstate(all="ignore"):
+        zero = -np.expm1(-0.5 / scale)
+        nonzero = (np.exp((0.5 - np.abs(x)) / scale) - np.exp((-0.5 - np.abs(x)) / scale)) / 2
+        ideal = -np.sum(np.log2(np.where(x == 0, zero, nonzero))[scale > 0])
+    bits = _assert_lossless(x)
+    assert bits <= 1.1 * ideal + 4 * sum(x.shape)  # The spreads have to be said.
+    assert bits <= 0.75 * _entropy_bits(x)
+    assert _assert_lossless(x.reshape(-1)) > 1.2 * bits
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (40_000, 2), (5, 5, 16, 200), (2, 40_000)])
+def test_matrices_of_any_proportions_come_back(shape):
+    x, _ = _structured(int(np.prod(shape[:-1])), shape[-1], seed=8)
+    _assert_lossless(x.reshape(shape))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=50))
+def test_classes_of_lines_come_back(classes):
+    packed = line_order.pack_classes(tf.constant(classes))
+    np.testing.assert_array_equal(line_order.unpack_classes(packed, len(classes)), classes)
+
+
+def test_the_order_by_lines_is_a_permutation_and_sorted_by_level():
+    rows, columns = 37, 23
+    generator = np.random.default_rng(9)
+    at = generator.choice(rows * columns, 120, replace=False).astype(np.int32)
+    at = at[(at // columns < 30) & (at % columns > 2)]  # Leaves lines of zeros.
+    classes = line_order.line_classes(tf.constant(at), rows, columns)
+    counts = [np.bincount(at // columns, minlength=rows), np.bincount(at % columns, minlength=columns)]
+    np.testing.assert_array_equal(classes, [int(count).bit_length() for count in np.concatenate(counts)])
+    order = line_order.LineOrder(classes[:rows], classes[rows:])
+    everywhere = tf.range(rows * columns)
+    places = order.places(everywhere).numpy()
+    np.testing.assert_array_equal(np.sort(places), everywhere)
+    np.testing.assert_array_equal(order.positions(tf.constant(places)), everywhere)
+    a, b = classes.numpy()[:rows, None], classes.numpy()[None, rows:]
+    levels = np.where((a == 0) | (b == 0), 99, (a + b) // 2).ravel()
+    assert (np.diff(levels[np.argsort(places)]) >= 0).all()
+    events, sizes = order.level_counts(order.places(tf.constant(at)))
+    np.testing.assert_array_equal(sizes, [np.sum(levels == k) for k in range(line_order.LEVELS)])
+    np.testing.assert_array_equal(events, [np.sum(levels[at] == k) for k in range(line_order.LEVELS)])

@@ -24,7 +24,7 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders import rans
 from tff_kit.encoders.fields import field_windows, floor_log2, pack_fields, read_fields
-from tff_kit.encoders.line_order import LineOrder, line_classes
+from tff_kit.encoders.line_order import LineOrder, line_classes, pack_classes, unpack_classes
 
 _CODED, _VERBATIM, _NOT_FINITE = 0, 1, 2  # The payload's first byte.
 _LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
@@ -159,7 +159,7 @@ def _encode_integers(x: tf.Tensor, columns: int) -> tf.Tensor:
     return tf.concat([header, counts, lines, _pack_tables(tables), states, stream, rest], axis=0)
 
 
-def _decode_integers(body: tf.Tensor, size: tf.Tensor, columns: Optional[tf.Tensor]) -> tf.Tensor:
+def _decode_integers(body: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     widths = tf.constant(_HEADER_WIDTHS, tf.int64)
     header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
     centre, raw_signs = tf.cast(header[0] - 2**31, tf.int32), tf.equal(header[2], 1)
@@ -188,15 +188,14 @@ def _decode_integers(body: tf.Tensor, size: tf.Tensor, columns: Optional[tf.Tens
 
     def events_and_runs():
         at = tf.cumsum(tf.cast(plain, tf.int32) + 1) - 1
-        if columns is not None:
-            at = tf.cond(line_bytes > 0, lambda: _line_order(lines, size, columns).positions(at), lambda: at)
+        at = tf.cond(line_bytes > 0, lambda: _line_order(lines, size, columns).positions(at), lambda: at)
         # Differences of two int32 may need one bit more; it comes back as the sum overflows.
         return _scatter(tf.cast(tf.cast(signed, tf.int64), tf.int32), at, size) + centre
 
     return tf.cond(dense, all_elements, events_and_runs)
 
 
-def _by_lines(at: tf.Tensor, size: int, columns: Optional[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def _by_lines(at: tf.Tensor, size: int, columns: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Orders the events at int32 [n] by how many their rows and columns have, if that makes the payload shorter.
 
     Returns:
@@ -204,7 +203,7 @@ def _by_lines(at: tf.Tensor, size: int, columns: Optional[int]) -> tuple[tf.Tens
       [levels], and the classes of the lines, coded, uint8 [bytes]: none if the order is still the old one.
     """
     unordered = (at, tf.range(tf.size(at)), tf.size(at)[tf.newaxis], tf.zeros([0], tf.uint8))
-    if columns is None or columns in (0, 1, size):
+    if columns in (0, 1, size):
         return unordered
     rows = size // columns
     classes = line_classes(at, rows, columns)
@@ -216,19 +215,14 @@ def _by_lines(at: tf.Tensor, size: int, columns: Optional[int]) -> tuple[tf.Tens
     def ordered():
         number = _scatter(tf.range(1, tf.size(at) + 1), places, size)  # Sorts.
         sorted_places = tf.cast(tf.where(number > 0)[:, 0], tf.int32)
-        return (
-            sorted_places,
-            _take(number, sorted_places) - 1,
-            counts,
-            _encode_integers(tf.ensure_shape(classes, [rows + columns]), None),
-        )
+        return sorted_places, _take(number, sorted_places) - 1, counts, pack_classes(classes)
 
     return tf.cond(gain > _LINE_BITS * (rows + columns) + _LEVELS_BITS, ordered, lambda: unordered)
 
 
 def _line_order(lines: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> LineOrder:
     rows = size // columns
-    classes = _decode_integers(lines, rows + columns, None)
+    classes = unpack_classes(lines, rows + columns)
     return LineOrder(classes[:rows], classes[rows:])
 
 

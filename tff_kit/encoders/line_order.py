@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.encoders.fields import floor_log2
+from tff_kit.encoders.packing import pack, unpack
 
 LEVELS = 16
 _CLASSES = 16  # 0 for all zeros, and bit lengths up to 15.
@@ -27,6 +28,22 @@ def line_classes(at: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
     row, column = tf.math.bincount(at // columns, minlength=rows), tf.math.bincount(at % columns, minlength=columns)
     counts = tf.cast(tf.concat([row, column], axis=0), tf.float64)
     return tf.minimum(tf.cast(tf.where(counts > 0, floor_log2(counts) + 1, 0), tf.int32), _CLASSES - 1)
+
+
+def pack_classes(classes: tf.Tensor) -> tf.Tensor:
+    """Writes classes, int32 [n], as uint8 [bytes]: all 16 by frequency, then each one's rank among these in unary."""
+    by_frequency = tf.argsort(-tf.math.bincount(classes, minlength=_CLASSES), stable=True)
+    lengths = 1 + tf.gather(tf.math.invert_permutation(by_frequency), classes)
+    ends = tf.cumsum(lengths) - 1
+    bits = tf.math.unsorted_segment_sum(tf.ones_like(ends, tf.int64), ends, tf.reduce_sum(lengths))
+    return tf.concat([tf.cast(by_frequency, tf.uint8), pack(bits, 1)], axis=0)
+
+
+def unpack_classes(packed: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Returns the `size` classes, int32 [size], that `pack_classes` packed."""
+    by_frequency, packed = tf.cast(packed[:_CLASSES], tf.int32), packed[_CLASSES:]
+    ends = tf.where(tf.equal(unpack(packed, 1, 8 * tf.size(packed)), 1))[:size, 0]
+    return tf.gather(by_frequency, ends - tf.concat([[-1], ends[:-1]], axis=0)[: tf.size(ends)] - 1)
 
 
 class LineOrder:
