@@ -40,10 +40,10 @@ class EntropyCodingStageTest(te.testing.BaseEncodingStageTest):
 def _round_trip(x):
     """Returns the decoded array and the bits that travel; asserts dtype and shape."""
     encoded = STAGE.encode(tf.constant(x), {})
-    decoded = STAGE.decode(encoded, {}, shape=list(np.shape(x)))
+    decoded, bits = STAGE.decode(encoded, {}, shape=list(x.shape)), encoders.payload_bits(encoded)
     assert decoded.dtype == x.dtype
     assert decoded.shape == x.shape
-    return decoded.numpy(), int(encoders.payload_bits(encoded))
+    return decoded.numpy(), int(bits)
 
 
 def _assert_lossless(x):
@@ -61,10 +61,11 @@ def _entropy_bits(x):
 def _gaussian(entropy, size, seed=0):
     """Gaussian numbers, rounded to multiples of the step that gives them about this entropy a number."""
     normal = np.random.default_rng(seed).normal(size=size)
+    sample = normal[: 2**16]
     low, high = 0.01, 100.0  # Steps.
     while high / low > 1.0001:
         step = np.sqrt(low * high)
-        low, high = (step, high) if _entropy_bits(np.round(normal[: 2**16] / step)) > entropy * 2**16 else (low, step)
+        low, high = (step, high) if _entropy_bits(np.round(sample / step)) > entropy * sample.size else (low, step)
     return np.round(normal / low).astype(np.float32)
 
 
@@ -84,9 +85,13 @@ def test_sparse_laplacian_integers_of_a_dense_layer_too(scale, shape):
 
 
 def test_what_is_not_around_zero_costs_no_more():
-    x = _gaussian(3, 2**16)
+    x = _gaussian(3, 2**15)
     assert _assert_lossless(x + 1000) <= _assert_lossless(x) + 64
-    assert _assert_lossless(np.abs(x)) <= 1.02 * _entropy_bits(np.abs(x))  # No sign bits to start many lanes from.
+
+
+def test_integers_of_one_sign_cost_little_more_than_their_entropy():
+    x = np.abs(_gaussian(3, 2**13))  # No sign bits, so that there are few lanes and many steps.
+    assert _assert_lossless(x) <= 1.02 * _entropy_bits(x) + 800  # Tables and header.
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.int8, np.uint8])
@@ -143,11 +148,11 @@ def test_any_integers_come_back(numbers, repeats):
     _assert_lossless(np.repeat(np.array(numbers, np.int32), 1 + 9 * repeats))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["normal", "laplace", "standard_cauchy", "exponential", "logistic"]),
     st.floats(-3, 5),
-    st.integers(1, 60_000),
+    st.integers(1, 20_000),
     st.integers(0, 2**32 - 1),
 )
 def test_random_integers_of_any_spread_come_back(distribution, exponent, size, seed):

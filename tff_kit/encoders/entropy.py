@@ -1,16 +1,24 @@
-"""Entropy coding of integers: as few bits as they carry information, plus about one in a hundred.
+"""Entropy coding of integers: as few bits as they carry information, plus at most about one in a hundred.
 
-The integers are taken relative to a centre, the median of a sample of them. Where most of them are the centre, what is
-coded are the others, each with the run of centres before it; else all are coded. A number v >= 0 becomes one of eight
-classes an octave of v + 8 and, in classes of more than one number, its place there as raw bits: like a float of three
-mantissa bits. How often each class occurs travels in front, and rans.py codes the classes. With n integers of empirical
-entropy H bits each and a histogram that is smooth above eight, the payload is at most 1.01 n H bits for large n.
+The integers are taken relative to a centre, the median of a sample of them. Where most are the centre, what is coded are
+the others, the events, each with the run of centres before it; else every element is. A number v >= 0 becomes one of
+eight classes an octave of v + 8 and, in classes of more than one number, its place there as raw bits: a float of three
+mantissa bits. How often each class occurs travels in front; rans.py codes the classes. Signs are raw bits where both are
+about equally frequent; they start the lanes of the coder.
 
-Signs are raw bits if both are about equally frequent; they start the lanes of the coder (see rans.py).
+With n integers of empirical entropy H, of a distribution that is smooth (beyond its eight most central numbers) and about
+symmetric, the payload is at most 1.01 n H bits once n H is some 100,000 bits; tables, states and lengths are in it. Any
+other distribution is coded without loss and at more cost.
 
-Runs: S. W. Golomb: Run-length encodings. IEEE Transactions on Information Theory 12, 1966. Classes: P. Elias: Universal
-codeword sets and representations of the integers. IEEE Transactions on Information Theory 21, 1975, of whose gamma code
-they are a finer version.
+Events of a matrix whose rows and columns differ in how many they have are coded in the order of line_order.py, each level
+with tables of its own. It is done where a bound says that it pays, and gets below n H.
+
+Runs: S. W. Golomb: Run-length encodings. IEEE Transactions on Information Theory 12, 1966. Classes are a finer version of
+the gamma code of P. Elias: Universal codeword sets and representations of the integers. IEEE Transactions on Information
+Theory 21, 1975.
+
+The payload, lowest byte first: its kind; for the kind that is coded, the header, the events of each level (four bytes
+each), the classes of lines, the tables, the lanes' states, the coder's stream, and the raw bits that no lane took.
 """
 
 from __future__ import annotations
@@ -44,14 +52,14 @@ _MAX_STEPS = 1024
 
 @te.core.tf_style_encoding_stage
 class EntropyCodingStage(te.core.EncodingStageInterface):
-    """Codes a tensor of any shape that holds integers into bytes. Lossless.
+    """Codes a tensor of any known shape that holds integers into as few bytes as it can. Lossless.
 
-    The payload is one uint8 [bytes] whose length depends on the values. Its first byte says which of three kinds it is.
-    A tensor of integers of which one is larger than 2^31 in magnitude travels as it is. One with an element that is not
-    finite travels as that fact, and decodes to NaN everywhere. Elements of float tensors that are not integers are lost.
+    `encode` returns one uint8 [bytes], whose length depends on the values. A tensor with an integer outside of int32
+    travels as it is, in as many bytes as it has. A tensor with an element that is not finite travels as just that, in one
+    byte, and decodes to NaN everywhere. Floats that are not integers are rounded towards 0.
 
     Raises:
-      ValueError: On encoding, if the shape is not fully known, or has 2^31 elements or more.
+      ValueError: On encoding, if the shape is not fully known or the size is 2^31 or more.
     """
 
     PAYLOAD_KEY = "payload"
@@ -117,6 +125,7 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.D
 
 
 def _encode_integers(x: tf.Tensor, columns: int) -> tf.Tensor:
+    """Returns the payload, without its kind, of int32 [n], a matrix of so many columns."""
     size = x.shape[0]
     sample = tf.sort(x[:: -(-size // _SAMPLE)])
     centre = sample[tf.size(sample) // 2]
@@ -160,6 +169,7 @@ def _encode_integers(x: tf.Tensor, columns: int) -> tf.Tensor:
 
 
 def _decode_integers(body: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Returns the int32 [size] that `_encode_integers` coded."""
     widths = tf.constant(_HEADER_WIDTHS, tf.int64)
     header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
     centre, raw_signs = tf.cast(header[0] - 2**31, tf.int32), tf.equal(header[2], 1)
