@@ -56,7 +56,7 @@ class Experiment(Training):
     """Clients sampled in each round, without replacement."""
     broadcast: str = "identity"
     """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS, uniform:BITS, or stages chained by +,
-    such as rotate+uniform:4, eden:0.5, topk:0.01+uniform:6, step:2,dithered+rice; after a slash one for small variables,
+    such as rotate+uniform:4, eden:0.5, lowrank:8+step:1+entropy; after a slash one for small variables,
     such as eden:1/uniform:8. An unknown one lists the stages."""
     broadcast_change: bool = False
     """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights; what

@@ -1,6 +1,8 @@
 """How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
 
 from tff_kit.encoders.eden import EdenStage
+from tff_kit.encoders.entropy import EntropyCodingStage
+from tff_kit.encoders.low_rank import LowRankStage
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
 from tff_kit.encoders.rice import RiceCodingStage
@@ -13,6 +15,8 @@ __all__ = [
     "THRESHOLD",
     "BitpackingStage",
     "EdenStage",
+    "EntropyCodingStage",
+    "LowRankStage",
     "RandomKStage",
     "RiceCodingStage",
     "RotationStage",

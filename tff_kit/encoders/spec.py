@@ -6,7 +6,7 @@
     chain      STAGE, or STAGE+STAGE and so on: each encodes what the one before puts out
     STAGE      NAME, or NAME:ARGUMENT,ARGUMENT and so on: in order, or as name=value; those with a default may be left out
 
-Such as `uniform:8`, `rotate+uniform:4,dithered`, `eden:0.5`, `topk:0.01+uniform:6`, `step:1,price=0.1+rice/uniform:8`. The
+Such as `uniform:8`, `rotate+uniform:4,dithered`, `eden:0.5`, `topk:0.01+uniform:6`, `step:1,price=0.1+entropy/uniform:8`. The
 stages with their arguments are listed at `_STAGES`, with what they take and put out: numbers become fewer or other
 numbers, or integers, and these become bits. Integers from a known range are packed where no coder follows.
 """
@@ -23,6 +23,8 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.eden import EdenStage
+from tff_kit.encoders.entropy import EntropyCodingStage
+from tff_kit.encoders.low_rank import LowRankStage
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
 from tff_kit.encoders.rice import RiceCodingStage
@@ -92,6 +94,10 @@ def _eden(rate: float, block: int = BLOCK, unbiased: bool = True) -> Callable[[i
     return lambda seed: [*_rotate(block)(seed), part]
 
 
+def _low_rank(rank: int, rows: Optional[int] = None) -> Callable[[int], list[_Part]]:
+    return lambda seed: [_Part(LowRankStage(rank, rows), LowRankStage.FACTORS_KEY)]
+
+
 def _topk(fraction: float) -> Callable[[int], list[_Part]]:
     leaves: dict = {TopKStage.GAPS_KEY: RiceCodingStage(signed=False)}
     return lambda seed: [_Part(TopKStage(fraction), TopKStage.VALUES_KEY, leaves=leaves)]
@@ -123,6 +129,8 @@ _STAGES = {
     "eden": _Stage(_eden, _NUMBERS, _INTEGERS),  # Rotation and Lloyd-Max centroids; eden:1 is DRIVE.
     "topk": _Stage(_topk, _NUMBERS, _NUMBERS),  # The largest elements, this share of them, and where they are.
     "randk": _Stage(_randk, _NUMBERS, _NUMBERS),  # Random elements, this share of them.
+    "lowrank": _Stage(_low_rank, _NUMBERS, _NUMBERS),  # The best matrix of this rank, as two factors.
+    "entropy": _Stage(_coder(EntropyCodingStage), _INTEGERS, _BITS),  # rANS by the integers' own frequencies.
     "rice": _Stage(_coder(RiceCodingStage), _INTEGERS, _BITS),  # Golomb-Rice coding.
 }
 

@@ -1,0 +1,305 @@
+"""Entropy coding: nothing is lost, and little more than the empirical entropy travels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+from tff_kit import encoders  # And with it the default context.
+from tff_kit.encoders import fields, line_order, rans
+
+STAGE = encoders.EntropyCodingStage()
+INT32 = st.integers(-(2**31), 2**31 - 1)
+
+
+class EntropyCodingStageTest(te.testing.BaseEncodingStageTest):
+    """tensor_encoding's own tests of a stage."""
+
+    def default_encoding_stage(self):
+        return encoders.EntropyCodingStage()
+
+    def default_input(self):
+        return tf.round(tf.random.normal([5, 37], stddev=2.0))
+
+    @property
+    def is_lossless(self):
+        return True
+
+    def common_asserts_for_test_data(self, data):
+        self.assertAllEqual(data.x, data.decoded_x)
+
+    def evaluate_tf_py_list(self, fetches, session=None):  # The original compares arrays with (), an error in NumPy 1.25.
+        flat = tf.nest.flatten(list(fetches))
+        values = iter(self.maybe_evaluate([value for value in flat if tf.is_tensor(value)], session))
+        return tf.nest.pack_sequence_as(list(fetches), [next(values) if tf.is_tensor(value) else value for value in flat])
+
+
+def _round_trip(x):
+    """Returns the decoded array and the bits that travel; asserts dtype and shape."""
+    encoded = STAGE.encode(tf.constant(x), {})
+    decoded, bits = STAGE.decode(encoded, {}, shape=list(x.shape)), encoders.payload_bits(encoded)
+    assert decoded.dtype == x.dtype
+    assert decoded.shape == x.shape
+    return decoded.numpy(), int(bits)
+
+
+def _assert_lossless(x):
+    decoded, bits = _round_trip(x)
+    np.testing.assert_array_equal(decoded, x)
+    return bits
+
+
+def _entropy_bits(x):
+    """The empirical entropy of all elements together, in bits."""
+    counts = np.unique(x, return_counts=True)[1]
+    return float(-np.sum(counts * np.log2(counts / x.size)))
+
+
+def _gaussian(entropy, size, seed=0):
+    """Gaussian numbers, rounded to multiples of the step that gives them about this entropy a number."""
+    normal = np.random.default_rng(seed).normal(size=size)
+    sample = normal[: 2**16]
+    low, high = 0.01, 100.0  # Steps.
+    while high / low > 1.0001:
+        step = np.sqrt(low * high)
+        low, high = (step, high) if _entropy_bits(np.round(sample / step)) > entropy * sample.size else (low, step)
+    return np.round(normal / low).astype(np.float32)
+
+
+@pytest.mark.parametrize("entropy", [0.1, 0.5, 1, 2, 3, 4])
+def test_gaussian_integers_take_at_most_a_hundredth_more_than_their_entropy(entropy):
+    x = _gaussian(entropy, 2**20)
+    expected = _entropy_bits(x)
+    assert expected / x.size == pytest.approx(entropy, rel=0.03)
+    assert _assert_lossless(x) <= 1.01 * expected
+
+
+@pytest.mark.parametrize("scale", [0.12, 0.2, 0.4])
+@pytest.mark.parametrize("shape", [(3136, 512)])
+def test_sparse_laplacian_integers_of_a_dense_layer_too(scale, shape):
+    x = np.round(np.random.default_rng(1).laplace(scale=scale, size=shape)).astype(np.float32)
+    assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)
+
+
+def test_what_is_not_around_zero_costs_no_more():
+    x = _gaussian(3, 2**15)
+    assert _assert_lossless(x + 1000) <= _assert_lossless(x) + 64
+
+
+def test_integers_of_one_sign_cost_little_more_than_their_entropy():
+    x = np.abs(_gaussian(3, 2**13))  # No sign bits, so that there are few lanes and many steps.
+    assert _assert_lossless(x) <= 1.02 * _entropy_bits(x) + 800  # Tables and header.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.int8, np.uint8])
+@pytest.mark.parametrize("shape", [(), (1,), (2, 0, 3), (1000,), (7, 11, 13)])
+def test_dtypes_and_shapes(dtype, shape):
+    _assert_lossless(np.random.default_rng(2).integers(0, 100, size=shape).astype(dtype))
+
+
+@pytest.mark.parametrize("value", [0, -5, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("size", [1, 2, 5, 10_000])
+def test_constants_take_a_few_bytes(value, size):
+    assert _assert_lossless(np.full(size, value, np.int32)) <= 32 * 8
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 33, 1023, 1024, 1025, 4099, 100_003])
+def test_sizes(size):
+    generator = np.random.default_rng(size)
+    _assert_lossless(np.round(generator.normal(size=size) * 3).astype(np.float32))
+    _assert_lossless(np.round(generator.laplace(size=size) / 3).astype(np.float32))
+
+
+def _hostile():
+    generator = np.random.default_rng(3)
+    limits = np.iinfo(np.int32)
+    yield "only extremes", np.array([limits.min, limits.max] * 50, np.int32)
+    yield "mostly an extreme", np.array([limits.min] * 500 + [limits.max], np.int32)
+    yield "uniform int32", generator.integers(limits.min, limits.max, 5000, np.int32, endpoint=True)
+    yield "all distinct", generator.permutation(20_000).astype(np.int32)
+    yield (
+        "huge outliers",
+        np.where(generator.random(50_000) < 0.001, 2.0**30, generator.integers(-1, 2, 50_000)).astype(np.float32),
+    )
+    yield "two far symbols", np.where(generator.random(5000) < 0.3, -70_000, 1_000_000).astype(np.int32)
+    yield "one event at the start", np.eye(1, 30_000, 0, dtype=np.float32)
+    yield "one event at the end", np.eye(1, 30_000, 29_999, dtype=np.float32)
+    yield "alternating", np.tile([0, 7], 5000).astype(np.int32)
+    yield "ascending", np.arange(-3000, 3000).astype(np.float32)
+    yield "powers", np.concatenate([2 ** np.arange(31), -(2 ** np.arange(32))]).astype(np.int64).astype(np.int32)
+    yield "heavy tail", np.round(generator.standard_cauchy(30_000)).clip(limits.min, limits.max).astype(np.int32)
+    yield "every class once", np.unique(np.round(1.09 ** np.arange(245))).astype(np.int32)
+    yield "floats of integer value that int32 can't hold", np.array([3e38, 0, -1, 2.0**31], np.float32)
+    yield "int64 that int32 can't hold", np.array([2**63 - 1, -(2**63), 0], np.int64)
+
+
+@pytest.mark.parametrize(("name", "x"), _hostile(), ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_is_lost_of(name, x):
+    del name
+    _assert_lossless(x)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(INT32 | st.integers(-3, 3) | st.just(0), max_size=60), st.integers(0, 1))
+def test_any_integers_come_back(numbers, repeats):
+    _assert_lossless(np.repeat(np.array(numbers, np.int32), 1 + 9 * repeats))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["normal", "laplace", "standard_cauchy", "exponential", "logistic"]),
+    st.floats(-3, 5),
+    st.integers(1, 20_000),
+    st.integers(0, 2**32 - 1),
+)
+def test_random_integers_of_any_spread_come_back(distribution, exponent, size, seed):
+    x = getattr(np.random.default_rng(seed), distribution)(size=size) * 10**exponent
+    _assert_lossless(np.round(x).clip(-(2**31), 2**31 - 1).astype(np.int32))
+
+
+def test_ten_million_elements():
+    x = np.round(np.random.default_rng(4).normal(size=10**7) * 0.3).astype(np.float32)
+    assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_tensor_that_is_not_finite_does_not_come_back_as_numbers(bad, size, dtype):
+    x = np.zeros(size, dtype)
+    x[size // 2] = bad
+    decoded, bits = _round_trip(x)
+    assert not np.isfinite(decoded).any()
+    assert bits == 8
+
+
+def test_the_same_tensor_makes_the_same_bytes_and_the_bytes_alone_are_enough():
+    x = _gaussian(1, 5000)
+    payloads = [STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY] for _ in range(2)]
+    np.testing.assert_array_equal(*payloads)
+    decoded = encoders.EntropyCodingStage().decode({STAGE.PAYLOAD_KEY: payloads[0]}, {}, shape=[50, 100])
+    np.testing.assert_array_equal(decoded, x.reshape(50, 100))
+
+
+def test_an_unknown_shape_is_refused():
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
+    def encode(x):
+        return STAGE.encode(x, {})
+
+    with pytest.raises(ValueError, match="Expected a tensor of fully known shape"):
+        encode.get_concrete_function()
+
+
+def test_behind_a_quantizer_and_inside_the_worker():
+    spec = tf.TensorSpec([300, 50], tf.float32)
+    quantization = encoders.UniformQuantizationStage(bits=4)
+
+    def through(x):  # What a client encodes, and what the server makes of it.
+        encoder = te.core.EncoderComposer(encoders.EntropyCodingStage()).add_parent(quantization, quantization.LEVELS_KEY).make()
+        simple = te.encoders.as_simple_encoder(encoder, spec)
+        encoded, _ = simple.encode(x)
+        return simple.decode(encoded), tf.cast(encoders.payload_bits(encoded), tf.int64)
+
+    x = np.random.default_rng(5).normal(size=spec.shape).astype(np.float32)
+    in_worker = tff.tensorflow.computation(through, tff.TensorType(np.float32, spec.shape))
+    decoded, bits = in_worker(x)
+    levels = quantization.encode(tf.constant(x), {})
+    np.testing.assert_allclose(decoded, quantization.decode(levels, {}), rtol=0, atol=1e-5)
+    assert bits <= 1.05 * _entropy_bits(levels[quantization.LEVELS_KEY].numpy()) + 1000
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=248).filter(any))
+def test_frequencies_sum_to_the_total_and_leave_no_symbol_out(counts):
+    counts = np.array([counts, counts[::-1], [7] + [0] * (len(counts) - 1)])
+    tables = rans.frequencies(tf.constant(counts, tf.int64)).numpy()
+    np.testing.assert_array_equal(tables.sum(axis=1), rans.TOTAL)
+    np.testing.assert_array_equal(tables > 0, counts > 0)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 48).flatmap(lambda width: st.tuples(st.just(width), st.integers(0, 2**width - 1))), max_size=200))
+def test_fields_of_any_widths_come_back_and_leave_no_gap(pairs):
+    widths, values = (tf.constant([pair[k] for pair in pairs], tf.int64, [len(pairs)]) for k in (0, 1))
+    packed = fields.pack_fields(values, widths)
+    assert len(packed) == -(-sum(width for width, _ in pairs) // 8)
+    start = tf.cumsum(widths, exclusive=True)
+    np.testing.assert_array_equal(fields.read_fields(fields.field_windows(packed), start, widths), values)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 50])
+def test_the_coder_returns_symbols_and_seeds_and_reaches_the_tables_entropy(lanes):
+    generator, size = np.random.default_rng(6), 40 * lanes
+    tables = rans.frequencies(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
+    contexts = generator.integers(0, 5, (rans.GROUP, size)).astype(np.int32)
+    drawn = np.stack([generator.choice(30, contexts.shape, p=table / rans.TOTAL) for table in tables])
+    symbols = np.take_along_axis(drawn, contexts[np.newaxis], 0)[0].astype(np.int32)
+    seeds = generator.integers(0, 256, rans.STATE_BYTES * lanes).astype(np.uint8)
+    states, stream = rans.encode(*map(tf.constant, (symbols, contexts, tables, seeds)))
+    followed = tf.pad(stream, [[0, 5]], constant_values=255)
+    back, seeds_back, used = rans.decode(followed, tf.constant(contexts), tf.constant(tables), states)
+    np.testing.assert_array_equal(back, symbols)
+    np.testing.assert_array_equal(seeds_back, seeds)
+    assert used == len(stream)
+    assert len(states) == len(seeds)
+    expected = -np.sum(np.log2(tables[contexts, symbols] / rans.TOTAL))
+    assert 8 * len(stream) <= expected + lanes + 8  # A state ends less than a bit larger than it began.
+
+
+def _structured(rows, columns, seed=7):
+    """Sparse integers whose spread is that of their row times that of their column; some lines are all zeros."""
+    generator = np.random.default_rng(seed)
+    row, column = np.exp(generator.normal(size=(rows, 1)) - 3), np.exp(generator.normal(size=(1, columns)))
+    row[generator.random(rows) < 0.3] = 0
+    column[:, generator.random(columns) < 0.2] = 0
+    return np.round(generator.laplace(size=(rows, columns)) * row * column).astype(np.float32), row * column
+
+
+def test_a_matrix_takes_fewer_bits_than_its_elements_apart_if_its_rows_and_columns_differ():
+    x, scale = _structured(800, 500)
+    # What it would take if every element's spread were known: the discrete Laplace distribution's entropy.
+    with np.errstate(all="ignore"):
+        zero = -np.expm1(-0.5 / scale)
+        nonzero = (np.exp((0.5 - np.abs(x)) / scale) - np.exp((-0.5 - np.abs(x)) / scale)) / 2
+        ideal = -np.sum(np.log2(np.where(x == 0, zero, nonzero))[scale > 0])
+    bits = _assert_lossless(x)
+    assert bits <= 1.1 * ideal + 4 * sum(x.shape)  # The spreads have to be said.
+    assert bits <= 0.75 * _entropy_bits(x)
+    assert _assert_lossless(x.reshape(-1)) > 1.2 * bits
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (40_000, 2), (5, 5, 16, 200), (2, 40_000)])
+def test_matrices_of_any_proportions_come_back(shape):
+    x, _ = _structured(int(np.prod(shape[:-1])), shape[-1], seed=8)
+    _assert_lossless(x.reshape(shape))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=50))
+def test_classes_of_lines_come_back(classes):
+    packed = line_order.pack_classes(tf.constant(classes))
+    np.testing.assert_array_equal(line_order.unpack_classes(packed, len(classes)), classes)
+
+
+def test_the_order_by_lines_is_a_permutation_and_sorted_by_level():
+    rows, columns = 37, 23
+    generator = np.random.default_rng(9)
+    at = generator.choice(rows * columns, 120, replace=False).astype(np.int32)
+    at = at[(at // columns < 30) & (at % columns > 2)]  # Leaves lines of zeros.
+    classes = line_order.line_classes(tf.constant(at), rows, columns)
+    counts = [np.bincount(at // columns, minlength=rows), np.bincount(at % columns, minlength=columns)]
+    np.testing.assert_array_equal(classes, [int(count).bit_length() for count in np.concatenate(counts)])
+    order = line_order.LineOrder(classes[:rows], classes[rows:])
+    everywhere = tf.range(rows * columns)
+    places = order.places(everywhere).numpy()
+    np.testing.assert_array_equal(np.sort(places), everywhere)
+    np.testing.assert_array_equal(order.positions(tf.constant(places)), everywhere)
+    a, b = classes.numpy()[:rows, None], classes.numpy()[None, rows:]
+    levels = np.where((a == 0) | (b == 0), 99, (a + b) // 2).ravel()
+    assert (np.diff(levels[np.argsort(places)]) >= 0).all()
+    events, sizes = order.level_counts(order.places(tf.constant(at)))
+    np.testing.assert_array_equal(sizes, [np.sum(levels == k) for k in range(line_order.LEVELS)])
+    np.testing.assert_array_equal(events, [np.sum(levels[at] == k) for k in range(line_order.LEVELS)])

@@ -1,0 +1,50 @@
+"""Numbers of different widths, one behind another in a stream of bits."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def pack_fields(values: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
+    """Writes numbers one behind another.
+
+    Args:
+      values: int64 [n], from 0 to 2^widths - 1.
+      widths: int64 [n], in bits, 0 to 48.
+
+    Returns:
+      uint8 [ceil(sum of widths / 8)], lowest bits first.
+    """
+    end = tf.cumsum(widths)
+    start = end - widths
+    size = tf.reduce_sum(widths)
+    # Of every 16 bits, the sum of all fields that start there, as 64 bits that overlap with the next three.
+    words = tf.math.unsorted_segment_sum(
+        tf.bitwise.left_shift(values, start & 15), tf.bitwise.right_shift(start, _i64(4)), size // 16 + 1
+    )
+    quarters = tf.unstack(tf.cast(tf.bitcast(words, tf.uint16), tf.int32), 4, axis=1)
+    joined = sum(tf.pad(quarter, [[k, 0]])[: tf.size(quarter)] for k, quarter in enumerate(quarters))
+    return tf.reshape(tf.bitcast(tf.cast(joined, tf.uint16), tf.uint8), [-1])[: (size + 7) // 8]
+
+
+def field_windows(packed: tf.Tensor) -> tf.Tensor:
+    """Returns what `read_fields` reads, int64 [n]: the 64 bits from every 16th bit of uint8 [bytes] on."""
+    halves = tf.bitcast(tf.reshape(tf.pad(packed, [[0, 8 + tf.size(packed) % 2]]), [-1, 2]), tf.uint16)
+    count = tf.size(halves) - 3
+    return tf.bitcast(tf.stack([halves[k : k + count] for k in range(4)], axis=1), tf.int64)
+
+
+def read_fields(windows: tf.Tensor, start: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers, int64 [n], of `widths` bits (int64 [n], 0 to 48) that begin at the bits `start` (int64 [n])."""
+    window = tf.gather_nd(windows, tf.bitwise.right_shift(start, _i64(4))[:, tf.newaxis])
+    mask = tf.bitwise.left_shift(_i64(1), widths) - 1
+    return tf.bitwise.right_shift(window, start & 15) & mask
+
+
+def floor_log2(x: tf.Tensor) -> tf.Tensor:
+    """Returns floor(log2(x)), int64, for positive float64 of any shape: what stands in its exponent."""
+    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), _i64(52)) - 1023
+
+
+def _i64(value) -> tf.Tensor:
+    return tf.constant(value, tf.int64)
