@@ -244,3 +244,21 @@ def test_a_tensor_of_float64_stays_one():
     x = tf.constant(stages.normal(10), tf.float64)
     for stage in (encoders.StepQuantizationStage(0.5, rounding="dithered"), encoders.UniformQuantizationStage(8, block=4)):
         assert stage.decode(stage.encode(x, {}), {}).dtype == tf.float64
+
+
+@pytest.mark.parametrize("price", [0.0, 0.1])
+def test_an_unbiased_step_keeps_the_projection_and_its_error_follows_from_the_best(price):
+    x = stages.normal(2**18)
+    decoded, _ = stages.round_trip(f"step:2,price={price},unbiased=yes+entropy", x)
+    assert np.dot(decoded, x) == pytest.approx(np.dot(x, x), rel=1e-4)
+    levels = decoded / np.abs(decoded[decoded != 0]).min()
+    best = levels * np.dot(levels, x) / np.dot(levels, levels)  # The least error D of any scale.
+    least = stages.nmse(best, x)
+    assert stages.nmse(decoded, x) == pytest.approx(least / (1 - least), rel=1e-3)
+
+
+def test_after_rotation_an_unbiased_step_is_unbiased():
+    x = stages.normal(512) ** 3
+    draws = stages.draws("rotate+step:3,price=0.1,unbiased=yes+entropy", x, 300)
+    z = (draws.mean(axis=0) - x) / (draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) + 1e-12)
+    assert np.mean(np.square(z)) < 1.3

@@ -126,6 +126,8 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
       seed: Rounding is a function of this and the tensor's contents, so that a run can be repeated bit for bit.
       rounding: nearest, stochastic or dithered. For dithered a seed of 64 bits travels.
       price: What a bit costs in units of step^2, 0 to 1; for nearest only.
+      unbiased: Whether all levels are decoded larger by |x|^2 / <x, levels>, so that on average over rotations of x the result
+        is x (EDEN's scale, arXiv 2108.08842): a squared error D |x|^2 becomes D / (1 - D) |x|^2 for centroids. For nearest.
       centroids: Whether elements of magnitude 1, and those beyond, are decoded to their means instead of to the middle of
         their cells, which two float32 more tell; for nearest only.
 
@@ -138,7 +140,15 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
     CENTROIDS_KEY = "centroids"
     SEED_KEY = "seed"
 
-    def __init__(self, step: float, seed: int = 0, rounding: str = "nearest", price: float = 0.0, centroids: bool = False):
+    def __init__(
+        self,
+        step: float,
+        seed: int = 0,
+        rounding: str = "nearest",
+        price: float = 0.0,
+        centroids: bool = False,
+        unbiased: bool = False,
+    ):
         if not 0.001 <= step < float("inf"):  # A float32 holds all integers up to 2^24 only.
             raise ValueError(f"Expected step to be 0.001 or more, in units of the root mean square, found {step}.")
         if not 0 <= price <= 1:
@@ -146,10 +156,13 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
         self._step = step
         self._seed = seed
         self._rounding = _checked(rounding)
-        if rounding != "nearest" and (price or centroids):
-            raise ValueError(f"Expected rounding to be nearest where there is a price or centroids, found {rounding}.")
+        if rounding != "nearest" and (price or centroids or unbiased):
+            raise ValueError(f"Expected rounding to be nearest for price, centroids or unbiased, found {rounding}.")
+        if centroids and unbiased:
+            raise ValueError("Expected centroids or unbiased, found both.")
         self._price = price
         self._centroids = centroids
+        self._unbiased = unbiased
 
     name = "step_quantization"
     compressible_tensors_keys = [LEVELS_KEY]
@@ -167,6 +180,8 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
         level, seed, dither = _round(place, self._rounding, x, self._seed)
         if self._price:
             level = _cheapest(place, level, self._price)
+        if self._unbiased:
+            step *= tf.math.divide_no_nan(tf.reduce_sum(tf.square(place)), tf.reduce_sum(place * level))
         encoded = collections.OrderedDict([(self.LEVELS_KEY, level), (self.STEP_KEY, step)])
         if dither is not None:
             encoded[self.LEVELS_KEY] = _mirrored(level, dither)

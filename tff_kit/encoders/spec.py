@@ -75,9 +75,11 @@ def _uniform(bits: int, rounding: str = "stochastic", block: Optional[int] = Non
     return lambda seed: [_Part(stage(bits, seed, rounding, block), stage.LEVELS_KEY, BitpackingStage(bits))]
 
 
-def _step(step: float, rounding: str = "nearest", price: float = 0.0, centroids: bool = False) -> Callable[[int], list[_Part]]:
+def _step(
+    step: float, rounding: str = "nearest", price: float = 0.0, centroids: bool = False, unbiased: bool = False
+) -> Callable[[int], list[_Part]]:
     stage = StepQuantizationStage
-    return lambda seed: [_Part(stage(step, seed, rounding, price, centroids), stage.LEVELS_KEY, bare_is_refused=True)]
+    return lambda seed: [_Part(stage(step, seed, rounding, price, centroids, unbiased), stage.LEVELS_KEY, bare_is_refused=True)]
 
 
 def _rotate(block: int = BLOCK) -> Callable[[int], list[_Part]]:
