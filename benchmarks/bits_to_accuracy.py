@@ -31,13 +31,7 @@ _LAST = 3  # Tests of single rounds scatter more than what is to be seen.
 _EMNIST = {
     _PLAIN: {},
     "tutorial": {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"},
-    "low rank, fine": {
-        "broadcast": "lowrank:48+step:0.35+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": "lowrank:32+step:0.4+entropy/uniform:8",
-        "threshold": 4000,
-    },
-    "low rank, coarse": {
+    "low rank": {
         "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
         "mean": "lowrank:16+step:0.5+entropy/uniform:6",
