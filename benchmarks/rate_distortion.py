@@ -12,12 +12,10 @@ results/rate_distortion.csv, .md and .png.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import math
 import os
-import pathlib
 import platform
 import statistics
 import tempfile
@@ -32,10 +30,10 @@ from rich.progress import track
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
+from benchmarks.trained import RESULTS, write_csv
 from tff_kit import encoders, runtime, training
 from tff_kit.encoders.eden import lloyd_max
 
-_RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 _CLIENTS = (1, 10, 21)
 _BLOCK = 4096
 Tensors = list[np.ndarray]  # One a variable.
@@ -74,15 +72,20 @@ _SPECS: dict[str, Optional[Callable[[int], int]]] = {
     "topk:0.01/uniform:8": None,
     "topk:0.1+uniform:4/uniform:8": None,
     "randk:0.1/uniform:8": lambda n: 32 * round(0.1 * n) + 64,
-    "step:6,dithered+rice/uniform:8": None,
-    "step:3,dithered+rice/uniform:8": None,
-    "step:1,dithered+rice/uniform:8": None,
-    "step:0.3,dithered+rice/uniform:8": None,
-    "rotate+step:3,dithered+rice/uniform:8": None,
-    "step:3,price=0.1,centroids=yes+rice/uniform:8": None,
-    "step:2,price=0.1,centroids=yes+rice/uniform:8": None,
-    "step:1,price=0.1,centroids=yes+rice/uniform:8": None,
-    "step:0.3,price=0.1,centroids=yes+rice/uniform:8": None,
+    "step:6,dithered+entropy/uniform:8": None,
+    "step:3,dithered+entropy/uniform:8": None,
+    "step:1,dithered+entropy/uniform:8": None,
+    "step:0.3,dithered+entropy/uniform:8": None,
+    "rotate+step:3,dithered+entropy/uniform:8": None,
+    "step:3,price=0.1,centroids=yes+entropy/uniform:8": None,
+    "step:2,price=0.1,centroids=yes+entropy/uniform:8": None,
+    "step:1,price=0.1,centroids=yes+entropy/uniform:8": None,
+    "step:0.3,price=0.1,centroids=yes+entropy/uniform:8": None,
+    "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8": None,
+    "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8": None,
+    "lowrank:8+step:0.5+entropy/uniform:8": None,
+    "lowrank:16+step:0.5+entropy/uniform:8": None,
+    "lowrank:32+step:0.4+entropy/uniform:8": None,
 }
 
 
@@ -254,7 +257,7 @@ def _plot(rows: list[dict]) -> None:
         axis.set_ylabel("normalised squared error of one client")
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(_RESULTS / "rate_distortion.png", dpi=110)
+    figure.savefig(RESULTS / "rate_distortion.png", dpi=110)
 
 
 def main(
@@ -282,13 +285,9 @@ def main(
     rows = []
     for source, clients in sources.items():
         rows += [_measure(source, clients, spec) for spec in track([s for s in _SPECS if only in s], description=source)]
-    _RESULTS.mkdir(exist_ok=True)
-    with open(_RESULTS / "rate_distortion.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv("rate_distortion.csv", rows)
     table = _table(rows, "python -m benchmarks.rate_distortion")
-    (_RESULTS / "rate_distortion.md").write_text(table)
+    (RESULTS / "rate_distortion.md").write_text(table)
     _plot(rows)
     print(table)
 
