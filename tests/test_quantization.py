@@ -228,7 +228,7 @@ def test_integers_stay_integers_whatever_the_tensor(rounding, bad):
         (lambda: encoders.StepQuantizationStage(1, price=-1), "Expected price to be from 0 to 1, found -1"),
         (
             lambda: encoders.StepQuantizationStage(1, rounding="dithered", price=1),
-            "Expected rounding to be nearest where there is",
+            "Expected rounding to be nearest for price",
         ),
         (lambda: encoders.UniformQuantizationStage(8, rounding="up"), "Expected rounding to be one of"),
         (lambda: encoders.UniformQuantizationStage(8, block=0), "Expected block to be at least 1, found 0"),

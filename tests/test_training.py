@@ -133,7 +133,7 @@ def test_more_rounds_can_be_added_to_a_run(run, tmp_path):
         (["--clients", "0"], "Expected --clients to be at least 1"),
         (["--client-lr", "0"], "Expected --client-lr to be more than 0"),
         (["--clients", "15"], "Expected at most 14 clients a round"),
-        (["--broadcast", "gzip"], "Expected an encoder NAME"),
+        (["--broadcast", "gzip"], "Expected STAGE, or STAGE+STAGE, each STAGE one of identity"),
         (["--mean", "uniform:0"], "found 'uniform:0'"),
         (["--data", "nowhere"], "no such folder"),
         (["--resume"], "--resume needs --logdir"),
