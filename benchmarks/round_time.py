@@ -71,7 +71,7 @@ def _adam(rate: float, variables: list[tf.Variable]) -> tuple[Callable, Callable
 def _loop(experiment: tff_kit.Experiment, data, clients_a_round: int) -> Callable[[Clients], None]:
     """Returns a round of the same training without TFF: TensorFlow's own loop over clients and batches."""
     model = experiment.build_model()
-    loss_fn = tf.keras.losses.SparseCategoricalCrossentropy()
+    loss_fn = experiment.build_loss()
     mean = [tf.Variable(tf.zeros_like(w)) for w in model.trainable_variables]
     server = [tf.Variable(w) for w in model.trainable_variables]
     optimizer = {"sgd": _sgd, "adam": _adam}[experiment.client_optimizer]
@@ -127,7 +127,7 @@ def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templat
     def model_fn():
         return tff.learning.models.from_keras_model(
             experiment.build_model(),
-            loss=tf.keras.losses.SparseCategoricalCrossentropy(),
+            loss=experiment.build_loss(),
             input_spec=data.element_spec,
             metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
         )

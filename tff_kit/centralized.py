@@ -106,7 +106,7 @@ def _start_model(training: CentralizedKeywordSpotting) -> tf.keras.Model:
                 f"Expected a head for {training.window} embeddings to start from in --checkpoint {path}, a .keras or "
                 f".safetensors file; found: {error}"
             ) from error
-    return compiled(model, tf.keras.optimizers.Adam(training.learning_rate))
+    return compiled(model, training, tf.keras.optimizers.Adam(training.learning_rate))
 
 
 def _keep_epochs(run: runs.RunDirectory, done: int) -> Optional[float]:

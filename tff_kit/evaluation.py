@@ -10,11 +10,11 @@ from tff_kit import runs
 from tff_kit.experiments import Training
 
 
-def compiled(model: tf.keras.Model, optimizer: Any = None) -> tf.keras.Model:
-    """Returns `model` with the loss and the metric that every task here has."""
+def compiled(model: tf.keras.Model, training: Training, optimizer: Any = None) -> tf.keras.Model:
+    """Returns `model` with the training's loss, and accuracy as its metric."""
     model.compile(
         optimizer or "sgd",
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(),
+        loss=training.build_loss(),
         metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
     )
     return model
@@ -44,4 +44,4 @@ def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
             f"Expected a model from {expected.input_shape} to {expected.output_shape} for {training.task}, "
             f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
         )
-    return evaluate_model(compiled(model), data.test)
+    return evaluate_model(compiled(model, training), data.test)

@@ -75,7 +75,7 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
     def model_fn() -> tff.learning.models.VariableModel:
         return tff.learning.models.from_keras_model(
             experiment.build_model(),
-            loss=tf.keras.losses.SparseCategoricalCrossentropy(),
+            loss=experiment.build_loss(),
             input_spec=data.element_spec,
             metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
         )
@@ -112,7 +112,7 @@ class _Training:
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
-        self._model = compiled(experiment.build_model())
+        self._model = compiled(experiment.build_model(), experiment)
         self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)
         self._checkpoints = tff.program.FileProgramStateManager(
             run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False

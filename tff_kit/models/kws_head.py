@@ -50,7 +50,7 @@ class MixPositions(tf.keras.layers.Layer):
 
 
 def create_kws_head(positions: int = POSITIONS, width: int = WIDTH, seed: Optional[int] = None) -> tf.keras.Model:
-    """Returns the head, untrained, for float32 embeddings [batch, positions, width]; it puts out probabilities.
+    """Returns the head, untrained, for float32 embeddings [batch, positions, width]; it puts out logits, as PyTorch's does.
 
     Initial weights are distributed as PyTorch's are.
 
@@ -70,7 +70,6 @@ def create_kws_head(positions: int = POSITIONS, width: int = WIDTH, seed: Option
             tf.keras.layers.Dense(
                 CLASSES, kernel_initializer=_uniform(flat, seeds[2]), bias_initializer=_uniform(flat, seeds[3])
             ),
-            tf.keras.layers.Softmax(),
         ]
     )
 
