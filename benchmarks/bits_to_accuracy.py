@@ -141,7 +141,7 @@ def main(
         lines.append("")
     write_csv("bits_to_accuracy.csv", rows)
     heading = (
-        f"`python -m benchmarks.bits_to_accuracy --emnist FOLDER --kws FOLDER`, seeds 0 to {seeds - 1}, mean with smallest and "
+        f"`python -m benchmarks.bits_to_accuracy {' '.join(f'--{task} FOLDER' for task in tasks)}`, seeds 0 to {seeds - 1}, mean with smallest and "
         f"largest; {os.cpu_count()} cores, Python {platform.python_version()}. Bits are totals over clients and rounds, "
         "everything counted."
     )

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
+import tensorflow_federated as tff
 
+import tff_kit
 from tff_kit.models import kws_head
 
 
@@ -17,9 +19,7 @@ def _numpy_head(weights: dict, x: np.ndarray) -> np.ndarray:
     conv = weights["0.weight"][:, :, 0].astype(np.float64)
     hidden = np.stack([conv @ clip + weights["0.bias"][:, None] for clip in x.astype(np.float64)])
     flat = np.maximum(hidden, 0).reshape(len(x), -1)
-    logits = flat @ weights["3.weight"].T.astype(np.float64) + weights["3.bias"]
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return flat @ weights["3.weight"].T.astype(np.float64) + weights["3.bias"]
 
 
 def _random_weights(positions: int, width: int = 384) -> dict:
@@ -85,7 +85,7 @@ for source in ("keras", "torch"):
     else:
         save_file(module.state_dict(), folder + "/torch.safetensors")
     with torch.no_grad():
-        np.save(f"{folder}/{source}.npy", torch.softmax(module(x), 1).numpy())
+        np.save(f"{folder}/{source}.npy", module(x).numpy())
 """
 
 
@@ -100,12 +100,27 @@ def test_agrees_with_pytorch_both_ways(tmp_path, torch_python, positions):
     np.testing.assert_allclose(head(x), np.load(tmp_path / "torch.npy"), atol=1e-5)
 
 
+def test_a_clip_far_off_still_teaches_inside_tff():
+    loss_fn = tff_kit.KeywordSpotting().build_loss()
+
+    @tff.tensorflow.computation(np.float32)
+    def gradient(logit):
+        with tf.GradientTape() as tape:
+            tape.watch(logit)
+            loss = loss_fn([1], tf.stack([logit, 0.0])[tf.newaxis])
+        return loss, tape.gradient(loss, logit)
+
+    loss, by_logit = gradient(100.0)
+    assert loss == pytest.approx(100)
+    assert by_logit == pytest.approx(1)
+
+
 def test_gradients_agree_with_finite_differences():
     head, x = kws_head.create_kws_head(5, width=3), np.random.default_rng(0).standard_normal([4, 5, 3]).astype(np.float32)
     kernel = head.weights[0]
 
     def loss():
-        return tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy([0, 3, 10, 11], head(x)))
+        return tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy([0, 3, 10, 11], head(x), from_logits=True))
 
     with tf.GradientTape() as tape:
         value = loss()
