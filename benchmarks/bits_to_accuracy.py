@@ -140,10 +140,10 @@ def main(
         lines += [f"* {name}: " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in s.items()) for name, s in encoders.items()]
         lines.append("")
     write_csv("bits_to_accuracy.csv", rows)
+    command = " ".join(["python -m benchmarks.bits_to_accuracy", *(f"--{task} FOLDER" for task in tasks)])
     heading = (
-        f"`python -m benchmarks.bits_to_accuracy {' '.join(f'--{task} FOLDER' for task in tasks)}`, seeds 0 to {seeds - 1}, mean with smallest and "
-        f"largest; {os.cpu_count()} cores, Python {platform.python_version()}. Bits are totals over clients and rounds, "
-        "everything counted."
+        f"`{command}`, seeds 0 to {seeds - 1}, mean with smallest and largest; {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}. Bits are totals over clients and rounds, everything counted."
     )
     text = "\n".join([heading, "", *lines]).rstrip() + "\n"
     (RESULTS / "bits_to_accuracy.md").write_text(text)
