@@ -102,7 +102,6 @@ def _captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tenso
         run = tff_kit.train(experiment, folder, overwrite=True)
         trained = [w.numpy() for w in tf.keras.models.load_model(run.model, compile=False).trainable_weights]
     process = training.build_process(experiment, data)
-    tf.keras.utils.set_random_seed(experiment.seed)
     initial = [w.numpy() for w in experiment.build_model().trainable_weights]
     worker = runtime.Worker()
     updates = []

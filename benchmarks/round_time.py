@@ -123,23 +123,12 @@ def _federated(process, context) -> Callable[[Clients], None]:
 
 def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templates.LearningProcess:
     """Returns federated averaging with nothing encoded and nothing measured."""
-
-    def model_fn():
-        return tff.learning.models.from_keras_model(
-            experiment.build_model(),
-            loss=experiment.build_loss(),
-            input_spec=data.element_spec,
-            metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
-        )
-
-    @tff.tensorflow.computation(np.str_, np.int64)
-    def client_dataset(client, seed):
-        return data.client_dataset(client, seed)
-
-    build = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
-    optimizer = build[experiment.client_optimizer](experiment.client_lr)
-    process = processes.build_federated_averaging_process(model_fn, optimizer, build["sgd"](1.0))
-    return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
+    process = processes.build_federated_averaging_process(
+        training.build_model_fn(experiment, data),
+        training.build_client_optimizer(experiment),
+        tff.learning.optimizers.build_sgdm(experiment.server_lr),
+    )
+    return training.read_by_client_id(data, process)
 
 
 def _memory(worker: runtime.Worker) -> tuple[int, int]:

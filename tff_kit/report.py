@@ -71,20 +71,26 @@ class Logs:
         asyncio.run(self._tensorboard.release(scalars, key=row["round"]))
 
 
-class Progress:
+class _WithBar:
+    """A context in which the progress bar `_bar` is on the terminal."""
+
+    _bar: rich_progress.Progress
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+
+class Progress(_WithBar):
     """A progress bar over the rounds, and a line for each."""
 
     def __init__(self, console: Console, experiment: Experiment, done: int):
         self._bar = _progress_bar(console)
         self._console = console
         self._task = self._bar.add_task("rounds", total=experiment.rounds, completed=done)
-
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._bar.stop()
 
     def show(self, row: dict[str, Any]) -> None:
         """Shows a finished round."""
@@ -100,7 +106,7 @@ class Progress:
         self._bar.advance(self._task)
 
 
-class EpochProgress(tf.keras.callbacks.Callback):
+class EpochProgress(_WithBar, tf.keras.callbacks.Callback):
     """A progress bar over the batches of each epoch, and a line for each epoch with its validation."""
 
     def __init__(self, console: Console, epochs: int):
@@ -108,13 +114,6 @@ class EpochProgress(tf.keras.callbacks.Callback):
         self._bar = _progress_bar(console)
         self._console = console
         self._epochs = epochs
-
-    def __enter__(self) -> EpochProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._bar.stop()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the epoch's bar."""

@@ -71,6 +71,22 @@ def train(
 
 def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
     """Returns the learning process of `experiment`; `next` takes the state and `(client id, seed)` of each client."""
+    model_fn = build_model_fn(experiment, data)
+    arguments = {"threshold": experiment.threshold, "seed": experiment.seed}
+    process = processes.build_federated_averaging_process(
+        model_fn,
+        build_client_optimizer(experiment),
+        tff.learning.optimizers.build_sgdm(experiment.server_lr),
+        processes.build_encoded_broadcast_process_from_model(
+            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
+        ),
+        processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
+    )
+    return read_by_client_id(data, process)
+
+
+def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.ModelFn:
+    """Returns a function that returns the experiment's model as TFF trains it, a new one with each call."""
 
     def model_fn() -> tff.learning.models.VariableModel:
         return tff.learning.models.from_keras_model(
@@ -80,20 +96,23 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
             metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
         )
 
+    return model_fn
+
+
+def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:
+    """Returns what the experiment's clients train with."""
+    return _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr)
+
+
+def read_by_client_id(
+    data: FederatedDataset, process: tff.learning.templates.LearningProcess
+) -> tff.learning.templates.LearningProcess:
+    """Returns `process` with the worker reading the clients' data: `next` takes `(client id, seed)` of each client."""
+
     @tff.tensorflow.computation(np.str_, np.int64)
     def client_dataset(client, seed):
         return data.client_dataset(client, seed)
 
-    arguments = {"threshold": experiment.threshold, "seed": experiment.seed}
-    process = processes.build_federated_averaging_process(
-        model_fn,
-        _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr),
-        tff.learning.optimizers.build_sgdm(experiment.server_lr),
-        processes.build_encoded_broadcast_process_from_model(
-            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
-        ),
-        processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
-    )
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
 
 
