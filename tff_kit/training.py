@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any, Optional, Union
@@ -14,7 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import encoders, processes, report, runs, runtime, sizing
+from tff_kit import cluster, encoders, processes, report, runs, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
@@ -29,6 +32,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     console: Optional[Console] = None,
+    machines: cluster.Machines = cluster.ONE_MACHINE,
 ) -> runs.RunDirectory:
     """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
 
@@ -38,13 +42,15 @@ def train(
       resume: Go on with a run that was stopped or killed, from its last checkpoint.
       overwrite: Replace a run in `logdir`.
       console: Where to report progress; by default standard output.
+      machines: Where to compute; by default on a worker process of this machine that ends with the training.
 
     Returns:
       The run directory; `tff_kit.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
-      tff_kit.runs.RunError: If `logdir` can't be used as asked.
+      tff_kit.runs.RunError: If `logdir` can't be used as asked, or a round can't be computed.
+      tff_kit.runtime.WorkerError: If a worker can't be started or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()
@@ -55,17 +61,15 @@ def train(
         )
     path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run:
-        run.write_settings(experiment, data.name, data.notes)
+        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         sampled = min(experiment.clients, len(data.client_ids))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
-        worker = runtime.Worker(log=run.worker_log)
-        sizes = sizing.sizing_executor_factory(worker)
-        try:
-            with tff.framework.get_context_stack().install(runtime.create_context(sizes)):
-                _Training(experiment, data, run, sizes, console).run()
-        finally:
-            worker.stop()
+        with contextlib.ExitStack() as stack:
+            note = functools.partial(report.print_note, console)
+            context, sizes = stack.enter_context(cluster.open_context(machines, run.worker_log, note))
+            stack.enter_context(tff.framework.get_context_stack().install(context))
+            _Training(experiment, data, run, sizes, console).run()
     return run
 
 
@@ -182,6 +186,9 @@ class _Training:
         began = time.monotonic()
         try:
             state, metrics = self._process.next(state, list(zip(clients, seeds)))
+        except cluster.LostError as error:
+            advice = f"The run goes on with --resume --logdir {self._run.path}"
+            raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
         except grpc.RpcError as error:
             why = error.details() if isinstance(error, grpc.Call) else error
             raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why} See also {self._run.worker_log}.") from error
