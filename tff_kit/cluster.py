@@ -20,12 +20,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, Union
 
 import grpc
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_kit import runtime, sizing
 
 _ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
 _COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
+_AT_SERVER = ("federated_apply", "federated_eval_at_server")
+_DRAWS = re.compile("(Stateful)?(Random(?!Dataset)|Uniform|StandardNormal|TruncatedNormal|Multinomial|ParameterizedTruncated)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,10 +273,43 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
 
 def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.MergeableCompForm:
     """Compiles for the cluster, and each part for its workers, once for all of them."""
+    _check_order(computation.type_signature.parameter)
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     form = tff.backends.native.compile_to_mergeable_comp_form(simulated)
     up_to_merge, merge, after_merge = map(runtime.compile_native, (form.up_to_merge, form.merge, form.after_merge))
+    _check_server_draws_nothing(up_to_merge)
     # Compilers forget Python's containers, such as attrs classes.
     result = tff.FunctionType(form.after_merge.type_signature.parameter, computation.type_signature.result)
     after_merge = tff.framework.ConcreteComputation.with_type(after_merge, result)
     return tff.framework.MergeableCompForm(up_to_merge=up_to_merge, merge=merge, after_merge=after_merge)
+
+
+def _check_order(parameter: Optional[tff.Type]) -> None:
+    """Raises ValueError where TFF's context would give all workers the same clients: it looks at the last argument only."""
+
+    def leaves(part: Optional[tff.Type]) -> list[bool]:
+        if isinstance(part, tff.StructType):
+            return [leaf for element in part.children() for leaf in leaves(element)]
+        return [isinstance(part, tff.FederatedType) and part.placement is tff.CLIENTS and not part.all_equal]
+
+    divided = leaves(parameter)
+    if any(divided) and not divided[-1]:
+        raise ValueError(f"Expected the clients' values behind the server's, to divide them among workers; found {parameter}.")
+
+
+def _check_server_draws_nothing(up_to_merge: tff.framework.ConcreteComputation) -> None:
+    """Raises ValueError if the server draws random numbers: each worker plays the server, and would draw others."""
+    function = tff.framework.to_call_dominant(up_to_merge.to_building_block())
+    for _, call in function.result.locals:
+        if not isinstance(call.function, tff.framework.Intrinsic) or call.function.uri not in _AT_SERVER:
+            continue
+        body = call.argument[0] if isinstance(call.argument, tff.framework.Struct) else call.argument
+        graph = tf.compat.v1.GraphDef()
+        body.proto.tensorflow.graph_def.Unpack(graph)
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+            drawn = sorted({node.op for node in nodes if _DRAWS.match(node.op)})
+            if drawn:
+                raise ValueError(
+                    "Expected a server that draws no random numbers before it aggregates, since every worker would draw others; "
+                    f"found {', '.join(drawn)}. Tip: the encoders of tff_kit draw from seeds; this one works on one worker."
+                )
