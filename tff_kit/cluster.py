@@ -25,6 +25,7 @@ import tensorflow_federated as tff
 
 from tff_kit import runtime, sizing
 
+ExecutorFactoryFn = Callable[["RemoteWorker"], tff.framework.ExecutorFactory]
 _ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
 _COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
 _AT_SERVER = ("federated_apply", "federated_eval_at_server")
@@ -116,7 +117,7 @@ class RemoteWorker:
         """Opens a new connection, whatever became of the one before."""
         self._channel = runtime.open_channel(self.address, self._credential)
         self._ask = self._channel.unary_unary("/tff_kit/answer")
-        self._stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
+        self._stub = _Stub(self._channel)
 
     def disconnect(self) -> None:
         """Ends the connection: what waits for the worker fails."""
@@ -126,13 +127,14 @@ class RemoteWorker:
         """Returns whether the worker answers, which may take `timeout` seconds."""
         return self._why_silent(timeout or self._timeout) is None
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, timeout: Optional[float] = None) -> None:
         """Waits for the worker to start; raises `LostError` if it doesn't answer in time."""
-        deadline = time.monotonic() + self._timeout
+        timeout = timeout or self._timeout
+        deadline = time.monotonic() + timeout
         while (why := self._why_silent(max(deadline - time.monotonic(), 0.01))) is not None:
             if time.monotonic() > deadline:
                 raise LostError(
-                    f"Expected a worker at {self.address}, found none that answers within {self._timeout:g} s: {why}. Start it "
+                    f"Expected a worker at {self.address}, found none that answers within {timeout:g} s: {why}. Start it "
                     "with `python -m tff_kit worker`, and both sides with the same --credential or none."
                 )
             time.sleep(_ASK_SECONDS / 4)
@@ -156,6 +158,18 @@ class RemoteWorker:
         return None
 
 
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
+    """A connection that needs no worker to forget what a worker held: with a lost one it is gone."""
+
+    def dispose(self, request: Any) -> Any:
+        with contextlib.suppress(grpc.RpcError, ValueError):
+            return super().dispose(request)
+
+    def dispose_executor(self, request: Any) -> Any:
+        with contextlib.suppress(grpc.RpcError, ValueError):
+            return super().dispose_executor(request)
+
+
 class LostError(runtime.WorkerError):
     """A worker that does not answer any more, or none that does."""
 
@@ -163,13 +177,17 @@ class LostError(runtime.WorkerError):
 class _Member:
     """A worker of a cluster: computes one thing at a time, and notices when its worker is lost."""
 
-    def __init__(self, worker: RemoteWorker, executor_factory: tff.framework.ExecutorFactory, report: Callable[[str], None]):
+    def __init__(self, worker: RemoteWorker, executor_factory_fn: ExecutorFactoryFn, report: Callable[[str], None]):
         self.worker = worker
         self.lost = False
-        self._report = report
         self.lock = threading.Lock()  # Held while it computes.
+        self._executor_factory_fn = executor_factory_fn
+        self._report = report
+        self._begin()
+
+    def _begin(self) -> None:
         # Computations come compiled; see `_compile`.
-        self._context = runtime.create_context(executor_factory, compiler_fn=None)
+        self._context = runtime.create_context(self._executor_factory_fn(self.worker), compiler_fn=None)
 
     async def invoke(self, computation: Any, argument: Any) -> Any:
         # In a thread, since TFF's remote executors wait for their workers without letting others run.
@@ -195,6 +213,7 @@ class _Member:
         """Connects anew."""
         self.worker.disconnect()
         self.worker.connect()
+        self._begin()
         if self.worker.answers(_COME_BACK_SECONDS):
             self.lost = False
             self._report(f"The worker {self.worker.address} answers again.")
@@ -241,12 +260,12 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
     def __init__(
         self,
         workers: Sequence[RemoteWorker],
-        executor_factory_fn: Callable[[RemoteWorker], tff.framework.ExecutorFactory] = runtime.worker_executor_factory,
+        executor_factory_fn: ExecutorFactoryFn = runtime.worker_executor_factory,
         whole_call: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         patience: float = 60.0,
         report: Callable[[str], None] = lambda line: None,
     ):
-        self._members = [_Member(worker, executor_factory_fn(worker), report) for worker in workers]
+        self._members = [_Member(worker, executor_factory_fn, report) for worker in workers]
         self._whole_call = whole_call
         # Each lane begins with another member, and what is left of a lost one goes to the next.
         lanes = [_Lane(self._members[i:] + self._members[:i], patience) for i in range(len(workers))]
