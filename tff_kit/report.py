@@ -33,6 +33,7 @@ METRICS = (
     "broadcast_distortion",
     "aggregate_distortion",
     "clients_left_out",
+    "clients_dropped",
 )
 """The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
 

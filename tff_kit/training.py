@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import grpc
 import nest_asyncio
@@ -23,6 +23,16 @@ from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
 
 _OPTIMIZERS = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
+# As in S. J. Reddi et al.: Adaptive Federated Optimization. ICLR 2021, arXiv 2003.00295: momentum .9, and beta_2 .99 and
+# epsilon .001, larger than usual, since the clients' mean update is small.
+_EPSILON = 1e-3
+_SERVER_OPTIMIZERS: dict[str, Callable[[float], tff.learning.optimizers.Optimizer]] = {
+    "sgd": tff.learning.optimizers.build_sgdm,
+    "sgdm": lambda lr: tff.learning.optimizers.build_sgdm(lr, momentum=0.9),
+    "adam": lambda lr: tff.learning.optimizers.build_adam(lr, beta_1=0.9, beta_2=0.99, epsilon=_EPSILON),
+    "yogi": lambda lr: tff.learning.optimizers.build_yogi(lr, beta_1=0.9, beta_2=0.99, epsilon=_EPSILON),
+    "adagrad": lambda lr: tff.learning.optimizers.build_adagrad(lr, _EPSILON**2, epsilon=_EPSILON),
+}
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
 
 
@@ -80,11 +90,13 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
     process = processes.build_federated_averaging_process(
         model_fn,
         build_client_optimizer(experiment),
-        tff.learning.optimizers.build_sgdm(experiment.server_lr),
+        _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
             model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
         ),
         processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
+        experiment.weighted,
+        experiment.proximal,
     )
     return read_by_client_id(data, process)
 
@@ -183,9 +195,11 @@ class _Training:
         experiment = self._experiment
         clients = self._sample(round_num, min(experiment.clients, len(self._data.client_ids)))
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
+        takes_part = np.random.default_rng([experiment.seed, round_num, 1]).random(len(clients)) >= experiment.dropout
+        takes_part[0] |= not takes_part.any()
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, list(zip(clients, seeds)))
+            state, metrics = self._process.next(state, [x for x, stays in zip(zip(clients, seeds), takes_part) if stays])
         except cluster.LostError as error:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
@@ -206,6 +220,7 @@ class _Training:
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
             "aggregate_distortion": metrics["aggregator"]["mean_value"]["distortion"],
+            "clients_dropped": int((~takes_part).sum()),
             "clients_left_out": metrics["aggregator"]["mean_weight"]["left_out"],
         }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
