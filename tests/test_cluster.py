@@ -284,7 +284,7 @@ def test_a_worker_without_a_clients_data_says_so_and_is_not_lost(pair, join, tmp
         with pytest.raises(Exception, match="missing"):
             total([str(tmp_path / "here"), str(tmp_path / "missing")])
         assert total([str(tmp_path / "here")] * 3) == 12
-    assert said == []
+    assert said == [f"The worker {pair[1].address} could not compute its clients."]
 
 
 # Who may connect.

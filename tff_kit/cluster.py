@@ -199,6 +199,7 @@ class _Member:
             return call.result()
         except Exception as error:
             if await asyncio.to_thread(self.worker.answers):
+                self._report(f"The worker {self.worker.address} could not compute its clients.")
                 raise
             if not self.lost:
                 self._report(f"The worker {self.worker.address} does not answer any more; the others compute its clients.")

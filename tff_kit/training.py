@@ -205,7 +205,8 @@ class _Training:
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
         except grpc.RpcError as error:
             why = error.details() if isinstance(error, grpc.Call) else error
-            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why} See also {self._run.worker_log}.") from error
+            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
+            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         sizes = self._sizes.get_size_info()
         train = metrics["client_work"]["train"]
