@@ -4,18 +4,20 @@ import csv
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 from test_processes import clients, model_fn
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import experiments, training
+from tff_kit import experiments, proximal, training
 
 
-def _trained(server="sgd", server_lr=1.0, rounds=1, **algorithm):
+def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
+    client_optimizer = tff.learning.optimizers.build_sgdm(0.5)
     process = tff_kit.build_federated_averaging_process(
         model_fn,
-        tff.learning.optimizers.build_sgdm(0.5),
+        proximal.ProximalOptimizer(client_optimizer, strength) if strength else client_optimizer,
         training._SERVER_OPTIMIZERS[server](server_lr),
         tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn("uniform:8", 50)),
         tff_kit.build_encoded_mean_process_from_model(model_fn, tff_kit.build_mean_encoder_fn("uniform:8", 50)),
@@ -46,8 +48,19 @@ def test_fedprox_keeps_clients_near_the_model_they_received():
         return sum(float(np.square(x).sum()) for x in moves)
 
     free, _ = _trained()
-    held, _ = _trained(proximal_strength=1.0)
+    held, _ = _trained(strength=1.0)
     assert 0 < distance(held) < 0.9 * distance(free)
+
+
+def test_fedproxs_steps_are_those_of_its_formula():
+    optimizer = proximal.ProximalOptimizer(tff.learning.optimizers.build_sgdm(0.1), 2.0)
+    received = weights = tf.constant([1.0, -1.0])
+    state = optimizer.initialize(tf.TensorSpec([2], tf.float32))
+    for gradient in ([1.0, 2.0], [3.0, -4.0], [0.0, 1.0]):
+        expected = weights - 0.1 * (gradient + 2.0 * (weights - received))
+        state, weights = optimizer.next(state, weights, tf.constant(gradient))
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert optimizer.get_hparams(state)["learning_rate"] == 0.1
 
 
 def test_equal_weights_are_others_than_those_by_examples():

@@ -33,13 +33,11 @@ def build_federated_averaging_process(
     broadcast_process: Optional[tff.learning.templates.DistributionProcess] = None,
     aggregation_process: Optional[tff.aggregators.WeightedAggregationFactory] = None,
     weighted: bool = True,
-    proximal_strength: float = 0.0,
 ) -> tff.learning.templates.LearningProcess:
     """Builds federated averaging, weighted by the clients' numbers of examples, with encoded communication.
 
     H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas: Communication-Efficient Learning of Deep Networks
-    from Decentralized Data. AISTATS 2017, arXiv 1602.05629. With a proximal term, FedProx: T. Li, A. K. Sahu, M. Zaheer, M.
-    Sanjabi, A. Talwalkar, V. Smith: Federated Optimization in Heterogeneous Networks. MLSys 2020, arXiv 1812.06127.
+    from Decentralized Data. AISTATS 2017, arXiv 1602.05629.
 
     A client whose update is not finite is left out of the mean; the measurement `aggregator/mean_weight/left_out`
     counts such clients. When all are left out the model stays as it is.
@@ -52,7 +50,6 @@ def build_federated_averaging_process(
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`. By default updates are sent as they are.
       weighted: Whether clients count by their numbers of examples, or all the same.
-      proximal_strength: Of FedProx's term; 0 for none.
 
     Returns:
       A `tff.learning.templates.LearningProcess`; `next(state, client_datasets)` returns `state` and `metrics`.
@@ -60,18 +57,14 @@ def build_federated_averaging_process(
     Raises:
       TypeError: If an optimizer is neither of the above.
     """
-    build, algorithm = tff.learning.algorithms.build_weighted_fed_avg, {}
-    if proximal_strength:
-        build, algorithm = tff.learning.algorithms.build_weighted_fed_prox, {"proximal_strength": proximal_strength}
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
-    return build(
+    return tff.learning.algorithms.build_weighted_fed_avg(
         model_fn,
         client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
-        server_optimizer_fn=_as_tff_optimizer(server_optimizer_fn or tff.learning.optimizers.build_sgdm(1.0)),
+        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
         client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or _mean_factory(),
-        **algorithm,
     )
 
 

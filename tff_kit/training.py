@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import cluster, encoders, processes, report, runs, sizing
+from tff_kit import cluster, encoders, processes, proximal, report, runs, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
@@ -96,7 +96,6 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
         ),
         processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
         experiment.weighted,
-        experiment.proximal,
     )
     return read_by_client_id(data, process)
 
@@ -117,7 +116,8 @@ def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.
 
 def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:
     """Returns what the experiment's clients train with."""
-    return _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr)
+    optimizer = _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr)
+    return proximal.ProximalOptimizer(optimizer, experiment.proximal) if experiment.proximal else optimizer
 
 
 def read_by_client_id(
