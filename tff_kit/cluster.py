@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Any, Callable, Optional, Union
 
 import grpc
@@ -83,6 +84,9 @@ def open_context(
         own = runtime.Worker(log, machines.max_concurrent)
         sizes = sizing.sizing_executor_factory(own)
         try:
+            own.stub()
+            if not own.isolated:
+                report("This system allows no network namespace, so TFF's worker listens on all addresses of this machine.")
             yield runtime.create_context(sizes), sizes
         finally:
             own.stop()
@@ -177,12 +181,19 @@ class LostError(runtime.WorkerError):
 class _Member:
     """A worker of a cluster: computes one thing at a time, and notices when its worker is lost."""
 
-    def __init__(self, worker: RemoteWorker, executor_factory_fn: ExecutorFactoryFn, report: Callable[[str], None]):
+    def __init__(
+        self,
+        worker: RemoteWorker,
+        executor_factory_fn: ExecutorFactoryFn,
+        report: Callable[[str], None],
+        threads: futures.Executor,
+    ):
         self.worker = worker
         self.lost = False
         self.lock = threading.Lock()  # Held while it computes.
         self._executor_factory_fn = executor_factory_fn
         self._report = report
+        self._threads = threads
         self._begin()
 
     def _begin(self) -> None:
@@ -191,14 +202,14 @@ class _Member:
 
     async def invoke(self, computation: Any, argument: Any) -> Any:
         # In a thread, since TFF's remote executors wait for their workers without letting others run.
-        call = asyncio.ensure_future(asyncio.to_thread(self._invoke, computation, argument))
+        call = asyncio.ensure_future(self._in_thread(self._invoke, computation, argument))
         while not (await asyncio.wait({call}, timeout=_ASK_SECONDS))[0]:
-            if not await asyncio.to_thread(self.worker.answers):
+            if not await self._in_thread(self.worker.answers):
                 self.worker.disconnect()
         try:
             return call.result()
         except Exception as error:
-            if await asyncio.to_thread(self.worker.answers):
+            if not isinstance(error, LostError) and await self._in_thread(self.worker.answers):
                 self._report(f"The worker {self.worker.address} could not compute its clients.")
                 raise
             if not self.lost:
@@ -206,11 +217,18 @@ class _Member:
             self.lost = True
             raise LostError(f"The worker {self.worker.address} was lost.") from error
 
+    async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
     def _invoke(self, computation: Any, argument: Any) -> Any:
         with self.lock:
             return self._context.invoke(computation, argument)
 
-    def find_again(self) -> None:
+    async def find_again(self) -> None:
+        """Connects anew, without holding up others."""
+        await self._in_thread(self.find_again_now)
+
+    def find_again_now(self) -> None:
         """Connects anew."""
         self.worker.disconnect()
         self.worker.connect()
@@ -244,7 +262,7 @@ class _Lane(tff.framework.AsyncContext):
                 raise LostError(f"Expected one of the workers {addresses} to answer, but for {self._patience:g} s none did.")
             await asyncio.sleep(_ASK_SECONDS)
             for member in self._members:
-                await asyncio.to_thread(member.find_again)
+                await member.find_again()
 
 
 class ClusterContext(tff.framework.MergeableCompExecutionContext):
@@ -266,7 +284,9 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
         patience: float = 60.0,
         report: Callable[[str], None] = lambda line: None,
     ):
-        self._members = [_Member(worker, executor_factory_fn, report) for worker in workers]
+        # Each worker has a call and a question whether it is still there.
+        self._threads = futures.ThreadPoolExecutor(2 * len(workers), thread_name_prefix="tff-cluster")
+        self._members = [_Member(worker, executor_factory_fn, report, self._threads) for worker in workers]
         self._whole_call = whole_call
         # Each lane begins with another member, and what is left of a lost one goes to the next.
         lanes = [_Lane(self._members[i:] + self._members[:i], patience) for i in range(len(workers))]
@@ -276,18 +296,26 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
         """Computes; raises `LostError` if no worker answers any more."""
         for member in self._members:
             if member.lost:
-                member.find_again()
+                member.find_again_now()
         with self._whole_call():
             try:
                 return super().invoke(comp, arg)
-            finally:
+            except BaseException as error:
+                if not isinstance(error, Exception):  # Such as Ctrl-C, which does not wait.
+                    self._disconnect()
                 for member in self._members:  # When one part fails, others may still be under way.
                     with member.lock:
                         pass
+                raise
 
     def close(self) -> None:
         """Ends all connections; the workers stay."""
+        self._disconnect()
+        self._threads.shutdown(wait=False)
+
+    def _disconnect(self) -> None:
         for member in self._members:
+            member.lost = True
             member.worker.disconnect()
 
 

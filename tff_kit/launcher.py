@@ -130,7 +130,10 @@ def main() -> None:
         isolate()
     except OSError as error:
         if not arguments.insecure:
-            sys.exit(f"error: Expected to put TFF's worker into a network namespace of its own, found that impossible: {error}.")
+            sys.exit(
+                f"error: Expected a network namespace for TFF's worker, which would else listen everywhere; found none to be "
+                f"had: {error}. Use --insecure where nobody else reaches this machine."
+            )
     die_with_parent(arguments.parent)  # After the namespace: what changes a process's rights takes this back.
     listening, port, worker = socket.socket(fileno=arguments.socket), _free_port(), os.getpid()
     if os.fork() == 0:

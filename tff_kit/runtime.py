@@ -91,6 +91,11 @@ class Worker:
         running = self._running
         return running.process.pid if running and running.process.poll() is None else None
 
+    @property
+    def isolated(self) -> bool:
+        """Whether the worker is in a network namespace of its own, so that nobody reaches it but over its socket."""
+        return self.pid is not None and os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
         """Returns a connection to the running worker; starts one where there is none.
 
