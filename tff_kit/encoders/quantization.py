@@ -18,7 +18,7 @@ L. Schuchman: Dither Signals and Their Effect on Quantization Noise. IEEE Transa
 from __future__ import annotations
 
 import collections
-from typing import Optional
+from typing import Optional, Union
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
@@ -174,7 +174,11 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
 
     def encode(self, x, encode_params):
         del encode_params
-        step = self._step * _root_mean_square(x)
+        return self.to_multiples(x, self._step)
+
+    def to_multiples(self, x: tf.Tensor, step: Union[float, tf.Tensor]) -> collections.OrderedDict:
+        """Returns what `encode` does, with another step, also in units of the root mean square."""
+        step *= _root_mean_square(x)
         place = tf.math.divide_no_nan(x, step)
         place = tf.where(tf.math.is_finite(step), place, tf.zeros([], x.dtype))  # Of what is not finite the step tells.
         level, seed, dither = _round(place, self._rounding, x, self._seed)
