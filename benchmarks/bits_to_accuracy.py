@@ -36,8 +36,7 @@ _TUTORIAL = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
 _EMNIST = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
-    "steps, entropy coded": {"broadcast": "step:0.3+entropy/uniform:8", "mean": _STEPS_UP, "threshold": 4000},
-    "the same, change down": {
+    "steps, change down": {
         "broadcast": "step:2+entropy/uniform:8",
         "broadcast_change": True,
         "mean": _STEPS_UP,
@@ -59,7 +58,12 @@ _EMNIST = {
 _KWS = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
-    "steps, entropy coded": {"broadcast": "step:0.3+entropy/uniform:8", "mean": _STEPS_UP, "threshold": 5000},
+    "steps, change down": {
+        "broadcast": "step:2+entropy/uniform:8",
+        "broadcast_change": True,
+        "mean": _STEPS_UP,
+        "threshold": 5000,
+    },
     "rotated up, change down": {
         "broadcast": "step:2+entropy/uniform:8",
         "broadcast_change": True,
