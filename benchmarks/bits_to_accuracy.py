@@ -30,6 +30,7 @@ _LAST = 3  # Tests of single rounds scatter more than what is to be seen.
 # since the initial weights is of low rank in both. The keyword head's kernels have one row a filter. Small variables are
 # large beside such messages, so they are rounded too.
 _STEPS_UP = "step:3,price=0.1,centroids=yes+entropy/uniform:8"
+_DITHERED_UP = "step:3,dithered+entropy/uniform:8"  # Nearest levels would leave nearly nothing of an update of Adam's.
 _ROTATED_UP = "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8"
 _COARSE_UP = "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8"
 _TUTORIAL = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
@@ -61,7 +62,7 @@ _KWS = {
     "steps, change down": {
         "broadcast": "step:2+entropy/uniform:8",
         "broadcast_change": True,
-        "mean": _STEPS_UP,
+        "mean": _DITHERED_UP,
         "threshold": 5000,
     },
     "rotated up, change down": {
