@@ -25,12 +25,13 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders.blocks import from_rows, spoil, to_rows
 from tff_kit.encoders.seeds import tensor_seed
+from tff_kit.encoders.stage import Stage
 
 ROUNDINGS = ("nearest", "stochastic", "dithered")
 
 
 @te.core.tf_style_encoding_stage
-class UniformQuantizationStage(te.core.EncodingStageInterface):
+class UniformQuantizationStage(Stage):
     """Rounds a float tensor of any shape to 2^bits levels between its extremes, or between those of each block.
 
     `encode` returns the levels' numbers, 0 to 2^bits - 1, in the input's dtype and shape, and two extremes a block,
@@ -63,11 +64,7 @@ class UniformQuantizationStage(te.core.EncodingStageInterface):
 
     name = "uniform_quantization"
     compressible_tensors_keys = [LEVELS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = False
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
@@ -99,7 +96,7 @@ class UniformQuantizationStage(te.core.EncodingStageInterface):
 
 
 @te.core.tf_style_encoding_stage
-class StepQuantizationStage(te.core.EncodingStageInterface):
+class StepQuantizationStage(Stage):
     """Rounds a float tensor of any shape to multiples of a step in proportion to its root mean square.
 
     `encode` returns the multiples, integers without bounds in the input's dtype and shape, to be coded by a lossless
@@ -166,11 +163,7 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
 
     name = "step_quantization"
     compressible_tensors_keys = [LEVELS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = False
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
