@@ -65,12 +65,6 @@ _KWS = {
         "mean": _DITHERED_UP,
         "threshold": 5000,
     },
-    "rotated up, change down": {
-        "broadcast": "step:2+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": _ROTATED_UP,
-        "threshold": 5000,
-    },
     "rotated up, low rank down": {
         "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
