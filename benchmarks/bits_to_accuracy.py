@@ -85,6 +85,13 @@ _KWS = {
         "mean": _ROTATED_UP,
         "threshold": 500,
     },
+    "16 filters, coarser": {
+        "filters": 16,
+        "broadcast": "step:2+entropy/uniform:8",
+        "broadcast_change": True,
+        "mean": _COARSE_UP,
+        "threshold": 500,
+    },
 }
 FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
 """Settings that cost no accuracy to speak of, on the seed's own models, for other benchmarks."""
