@@ -55,7 +55,7 @@ tensorboard: setup ## Shows the curves of all runs in logs/.
 	@.venv/bin/tensorboard --logdir logs
 
 test: setup ## Runs all tests.
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: setup ## Checks style and types.
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -4,7 +4,8 @@
     python -m benchmarks.round_time kws --data FOLDER_OF_EMBEDDINGS --window 1s
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
-medians, and medians of the ratios round by round, since machines are noisy. Then the last way runs for 200 rounds on a
+medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are those of bits_to_accuracy.py
+without loss of accuracy. Then the last way runs for 200 rounds on a
 worker of its own, and the memory of this process and the worker is read after 20 and after 200. Writes
 results/round_time.md, and for keyword spotting results/round_time_kws_WINDOW.md.
 """
@@ -27,6 +28,7 @@ from rich.progress import track
 from typing_extensions import Literal
 
 import tff_kit
+from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.trained import RESULTS
 from tff_kit import processes, runtime, sizing, training
 
@@ -144,9 +146,10 @@ def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command
     sized = runtime.create_context(sizing.sizing_executor_factory(worker))
     fed_avg = _plain_process(plain, dataset)
     encoded = {}
-    for spec in ("tensor_encoding:8", "uniform:8"):
-        process = training.build_process(dataclasses.replace(plain, broadcast=spec, mean=spec), dataset)
-        encoded[f"{spec} both ways, sized"] = _federated(process, sized)
+    both_ways = {f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")}
+    for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
+        process = training.build_process(dataclasses.replace(plain, **settings), dataset)
+        encoded[name] = _federated(process, sized)
     ways = {
         "plain tf.function loop": _loop(plain, dataset, clients_a_round),  # Last of all that build Keras models; see training.py.
         "federated averaging": _federated(fed_avg, unsized),

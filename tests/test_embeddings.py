@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -172,8 +173,20 @@ def test_a_client_trains_on_whole_batches_of_its_own_clips(store, speech):
             assert [own[embedding.astype(np.float16).tobytes()] for embedding in x] == y.tolist()
 
 
-def test_draws_depend_on_seed_and_client_only(demo_folder):
-    dataset = embeddings.load(demo_folder)
+def test_in_each_local_epoch_a_client_trains_once_on_a_clip(store, speech):
+    (client, clips), *_ = speech.clients.items()
+    batches = _clients(embeddings.load(store.folder, local_epochs=2), client)
+    assert len(batches) == 2 * (len(clips) // 8)
+    clip_bytes = [x.astype(np.float16).tobytes() for xs, _ in batches for x in xs]
+    epochs = clip_bytes[: len(clip_bytes) // 2], clip_bytes[len(clip_bytes) // 2 :]
+    own = collections.Counter(_expected(speech, clip).astype(np.float16).tobytes() for clip in clips)
+    assert not any(collections.Counter(epoch) - own for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_draws_depend_on_seed_and_client_only(demo_folder, balanced):
+    dataset = embeddings.load(demo_folder, balanced=balanced)
 
     def drawn(client, seed):
         return b"".join(x.tobytes() + y.tobytes() for x, y in _clients(dataset, client, seed))
@@ -185,7 +198,7 @@ def test_draws_depend_on_seed_and_client_only(demo_folder):
 def test_classes_are_drawn_by_the_weights_of_flowers_example():
     """Of 3 and 77 clips: weights 80/4 + 1 and 80/78 + 1 a clip, so 63 to 156 for the classes."""
     labels = tf.constant([4] * 3 + [11] * 77)
-    drawn = np.concatenate([embeddings._draw(labels, tf.constant([seed, 0], tf.int64), 8) for seed in range(200)])
+    drawn = np.concatenate([embeddings._draw_balanced(labels, tf.constant([seed, 0], tf.int64)) for seed in range(200)])
     assert len(drawn) == 200 * 80 and set(drawn) == set(range(80))
     share = (drawn < 3).mean()
     weights = 3 * (80 / 4 + 1), 77 * (80 / 78 + 1)

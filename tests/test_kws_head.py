@@ -37,6 +37,7 @@ def _inputs(positions: int) -> np.ndarray:
 @pytest.mark.parametrize("positions, size", [(1500, 781_964), (50, 596_364)])
 def test_number_of_weights(positions, size):
     assert kws_head.create_kws_head(positions).count_params() == size == 128 * positions + 128 + 12 * 128 * 384 + 12
+    assert kws_head.create_kws_head(positions, filters=16).count_params() == 16 * positions + 16 + 12 * 16 * 384 + 12
 
 
 @pytest.mark.parametrize("positions", [50, 1500])

@@ -195,6 +195,14 @@ def test_steps_on_normal_numbers_have_the_error_of_entropy_coded_uniform_quantiz
     assert 4**-bits < error < _entropy_coded_uniform(bits)  # Shannon's limit, and what nearest levels reach.
 
 
+@pytest.mark.parametrize("bits", [0.5, 1, 2, 3, 4])
+def test_with_everything_in_the_payload_the_error_is_that_of_ideal_codes(bits):
+    x = stages.normal(2**20)
+    decoded, payload = stages.round_trip(f"rate:{bits}+entropy", x)
+    assert payload / x.size == pytest.approx(bits, rel=0.02)
+    assert stages.nmse(decoded, x) <= 1.02 * _entropy_coded_uniform(payload / x.size)
+
+
 def test_the_entropy_coded_column_of_published_limits_is_what_is_integrated_here():
     """At high rates 0.2546 bit above Shannon's limit: H. Gish, J. Pierce, Asymptotically Efficient Quantizing, 1968."""
     assert _entropy_coded_uniform(4) == pytest.approx(4.0**-4 * math.pi * math.e / 6, rel=0.01)

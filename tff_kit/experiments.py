@@ -158,18 +158,24 @@ class KeywordSpotting(Experiment):
     """Folder of the embeddings that `python -m tff_kit embed` makes, or demo for synthetic ones."""
     window: Literal["30s", "1s"] = "30s"
     """Sound that the embeddings were made of: Whisper's 30 s, 1500 positions, or just the clip's 1 s, 50 positions."""
+    filters: int = 128
+    """Filters of the head's convolution. Fewer make a smaller head, and fewer bits."""
+    balanced: bool = False
+    """Whether clients draw clips with replacement so that classes are about balanced, as in Flower's example, instead of taking
+    each clip once in a local epoch."""
 
     task = "kws"
     fewer_clients_will_do = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_settings(self, at_least_1=("filters",))
+
     def load_data(self) -> embeddings.EmbeddingDataset:
-        data = _load_embeddings(self.data, self.batch_size, self.window)
-        return dataclasses.replace(
-            data, client_dataset=lambda client, seed: data.client_dataset(client, seed).repeat(self.local_epochs)
-        )
+        return _load_embeddings(self.data, self.batch_size, self.window, self.local_epochs, self.balanced)
 
     def build_model(self) -> tf.keras.Model:
-        return create_kws_head(whisper.positions(self.window), seed=self.seed)
+        return create_kws_head(whisper.positions(self.window), filters=self.filters, seed=self.seed)
 
     def build_loss(self) -> tf.keras.losses.Loss:
         return _kws_loss()
@@ -215,9 +221,9 @@ def _kws_loss() -> tf.keras.losses.Loss:
     return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def _load_embeddings(data: str, batch_size: int, window: str) -> embeddings.EmbeddingDataset:
+def _load_embeddings(data: str, batch_size: int, window: str, *of_clients) -> embeddings.EmbeddingDataset:
     folder = store_writer.demo(window=window).folder if data == "demo" else pathlib.Path(data)
-    return embeddings.load(folder, batch_size, window)
+    return embeddings.load(folder, batch_size, window, *of_clients)
 
 
 def _check_settings(

@@ -37,16 +37,23 @@ class EmbeddingDataset(FederatedDataset):
 
 
 def load(
-    folder: os.PathLike, batch_size: int = BATCH_SIZE, window: Optional[str] = None, weights_sha256: Optional[str] = None
+    folder: os.PathLike,
+    batch_size: int = BATCH_SIZE,
+    window: Optional[str] = None,
+    local_epochs: int = 1,
+    balanced: bool = False,
+    weights_sha256: Optional[str] = None,
 ) -> EmbeddingDataset:
     """Reads a store as clients' data: float32 embeddings [batch, positions, width] and int32 labels [batch].
 
-    A round's data of a client are as many clips as it has, drawn with replacement so that classes are about balanced, as
-    in Flower's example; the last, incomplete batch is dropped. Clients with fewer than two batches take no part.
+    In a local epoch a client goes through its clips in random order; the last, incomplete batch is dropped. Clients with
+    fewer than two batches take no part.
 
     Args:
       folder: A finished store.
       batch_size: Clips a training batch.
+      local_epochs: How often a client goes through its clips in a round.
+      balanced: Whether a client instead draws as many clips with replacement, so that classes are about balanced.
       window: The window that the store must have been made with; `None` for any.
       weights_sha256: The encoder that the store must have been made with; `None` for any.
 
@@ -72,20 +79,29 @@ def load(
     def client_dataset(client_id: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
         path = tf.strings.join([root, "/clients/", client_id])
         labels = _read_labels(path)
+        whole = tf.size(labels) // batch_size * batch_size
         own = tf.strings.to_hash_bucket_fast(client_id, 2**31 - 1)  # clients with equal labels draw differently
-        drawn = _draw(labels, tf.stack([tf.cast(seed, tf.int64), own]), batch_size)
-        records = tf.data.Dataset.from_tensor_slices((tf.gather(labels, drawn), drawn))
+        seed = tf.stack([tf.cast(seed, tf.int64), own])
+
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            of_epoch = tf.random.experimental.stateless_fold_in(seed, number)
+            drawn = _draw_balanced(labels, of_epoch) if balanced else _shuffled(tf.size(labels), of_epoch)
+            return tf.data.Dataset.from_tensor_slices((tf.gather(labels, drawn[:whole]), drawn[:whole]))
+
+        records = tf.data.Dataset.range(local_epochs).flat_map(epoch)
         return _batches(store, records.map(lambda label, record: (path, record, label)), batch_size)
 
     names = [f"clients/{client}" for client in store.client_ids]
     of_file = [store.labels(name) for name in names]
+    all_batches = sum(len(x) for x in of_file) // batch_size
 
     def all_clients(seed: tf.Tensor) -> tf.data.Dataset:
         paths = tf.constant([f"{root}/{name}" for name in names])
         labels = tf.constant(np.concatenate(of_file), tf.int32)
         file = tf.constant(np.repeat(np.arange(len(names)), [len(x) for x in of_file]))
         record = tf.constant(np.concatenate([np.arange(len(x)) for x in of_file]))
-        drawn = _draw(labels, tf.stack([tf.cast(seed, tf.int64), tf.constant(-1, tf.int64)]), batch_size)
+        drawn = _draw_balanced(labels, tf.stack([tf.cast(seed, tf.int64), tf.constant(-1, tf.int64)]))
+        drawn = drawn[: all_batches * batch_size]
         records = tf.data.Dataset.from_tensor_slices((tf.gather(file, drawn), tf.gather(record, drawn), tf.gather(labels, drawn)))
         return _batches(store, records.map(lambda f, r, y: (paths[f], r, y)), batch_size)
 
@@ -97,7 +113,7 @@ def load(
         notes=tuple(notes),
         validation=_in_order(store, f"{root}/validation"),
         all_clients=all_clients,
-        all_batches=sum(len(x) for x in of_file) // batch_size,
+        all_batches=all_batches,
         store=store,
     )
 
@@ -105,16 +121,19 @@ def load(
 # Reading: TensorFlow's own operations only, since a worker has no others.
 
 
-def _draw(labels: tf.Tensor, seed: tf.Tensor, batch_size: int) -> tf.Tensor:
-    """Draws clips with replacement, as many as there are in whole batches.
+def _shuffled(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(tf.range(tf.cast(count, tf.int64)), seed)
+
+
+def _draw_balanced(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws as many clips as there are, with replacement.
 
     A clip's weight is that of Flower's example: n / (clips of its class + 1) + 1, with n clips in all.
     """
     count = tf.size(labels)
     of_class = tf.gather(tf.math.bincount(labels, minlength=len(CLASS_NAMES)), labels)
     weights = tf.cast(count, tf.float32) / tf.cast(of_class + 1, tf.float32) + 1
-    whole = count // batch_size * batch_size
-    return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], whole, seed, dtype=tf.int64)[0]
+    return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], count, seed, dtype=tf.int64)[0]
 
 
 def _batches(store: stores.Store, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -5,6 +5,7 @@ from tff_kit.encoders.entropy import EntropyCodingStage
 from tff_kit.encoders.low_rank import LowRankStage
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
+from tff_kit.encoders.rate_control import RateControlStage
 from tff_kit.encoders.rice import RiceCodingStage
 from tff_kit.encoders.rotation import RotationStage
 from tff_kit.encoders.size import payload_bits
@@ -18,6 +19,7 @@ __all__ = [
     "EntropyCodingStage",
     "LowRankStage",
     "RandomKStage",
+    "RateControlStage",
     "RiceCodingStage",
     "RotationStage",
     "SpecError",

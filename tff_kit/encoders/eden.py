@@ -32,12 +32,13 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders.blocks import from_rows, spoil, static_size, to_rows
 from tff_kit.encoders.rotation import BLOCK, fitting
+from tff_kit.encoders.stage import Stage
 
 _MOST_BITS = 8
 
 
 @te.core.tf_style_encoding_stage
-class EdenStage(te.core.EncodingStageInterface):
+class EdenStage(Stage):
     """Rounds a float tensor, rotated by a `RotationStage` of the same block, to the normal distribution's centroids.
 
     `encode` returns the centroids' numbers, 0 to 2^h - 1 in the input's dtype, of the coordinates that have h bits; those
@@ -70,7 +71,6 @@ class EdenStage(te.core.EncodingStageInterface):
 
     name = "eden"
     compressible_tensors_keys = [CODES_KEY, COARSE_CODES_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = True
 
     def sizes(self, size: int) -> tuple[int, int]:
@@ -82,9 +82,6 @@ class EdenStage(te.core.EncodingStageInterface):
 
     def _fine(self, block: int) -> int:
         return min(block, math.ceil(block * self._share - 1e-9))
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params

@@ -33,6 +33,7 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 from tff_kit.encoders import rans
 from tff_kit.encoders.fields import field_windows, floor_log2, pack_fields, read_fields
 from tff_kit.encoders.line_order import LineOrder, line_classes, pack_classes, unpack_classes
+from tff_kit.encoders.stage import CoderStage
 
 _CODED, _VERBATIM, _NOT_FINITE = 0, 1, 2  # The payload's first byte.
 _LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
@@ -51,7 +52,7 @@ _MAX_STEPS = 1024
 
 
 @te.core.tf_style_encoding_stage
-class EntropyCodingStage(te.core.EncodingStageInterface):
+class EntropyCodingStage(CoderStage):
     """Codes a tensor of any known shape that holds integers into as few bytes as it can. Lossless.
 
     `encode` returns one uint8 [bytes], whose length depends on the values. A tensor with an integer outside of int32
@@ -63,15 +64,8 @@ class EntropyCodingStage(te.core.EncodingStageInterface):
     """
 
     PAYLOAD_KEY = "payload"
-    DTYPE_KEY = "dtype"
 
     name = "entropy_coding"
-    compressible_tensors_keys: list[str] = []  # Bytes that look random.
-    commutes_with_sum = False
-    decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
@@ -80,13 +74,11 @@ class EntropyCodingStage(te.core.EncodingStageInterface):
             raise ValueError(f"Expected a tensor of fully known shape and less than 2^31 elements, found shape {x.shape}.")
         columns = x.shape[-1] if x.shape.rank > 1 else size
         encoded = collections.OrderedDict([(self.PAYLOAD_KEY, _encode(tf.reshape(x, [size]), columns))])
-        if x.dtype != tf.float32:
-            encoded[self.DTYPE_KEY] = tf.zeros([0], x.dtype)  # Tells `decode` the dtype in no bits.
-        return encoded
+        return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
-        dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
+        dtype = self.dtype(encoded_tensors)
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
         size = tf.reduce_prod(shape)
         columns = tf.concat([[size], shape], axis=0)[-1]

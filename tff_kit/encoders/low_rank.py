@@ -20,13 +20,14 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.blocks import spoil, static_size
+from tff_kit.encoders.stage import Stage
 
 _ITERATIONS = 2
 _MORE = 4  # Directions that are followed beyond the rank, and then dropped.
 
 
 @te.core.tf_style_encoding_stage
-class LowRankStage(te.core.EncodingStageInterface):
+class LowRankStage(Stage):
     """Approximates a float tensor, seen as a matrix, by one of low rank. Biased: what is left out is lost.
 
     `encode` returns the two factors A [m, k] and B [n, k], whose product A B^T is the approximation, one below the other,
@@ -55,11 +56,7 @@ class LowRankStage(te.core.EncodingStageInterface):
 
     name = "low_rank"
     compressible_tensors_keys = [FACTORS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params

@@ -10,11 +10,13 @@ import collections
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
+from tff_kit.encoders.stage import CoderStage
+
 _GROUP = 8  # Eight numbers of b bits fill b bytes.
 
 
 @te.core.tf_style_encoding_stage
-class BitpackingStage(te.core.EncodingStageInterface):
+class BitpackingStage(CoderStage):
     """Packs a float tensor of any shape that holds integers from 0 to 2^bits - 1 into bytes. Lossless.
 
     The payload is uint8 [ceil(n bits / 8)], rounded up once more for the bits above the eighth: their low bytes come
@@ -28,7 +30,6 @@ class BitpackingStage(te.core.EncodingStageInterface):
     """
 
     PACKED_KEY = "packed"
-    DTYPE_KEY = "dtype"
 
     def __init__(self, bits: int):
         if bits not in range(1, 17):
@@ -36,26 +37,18 @@ class BitpackingStage(te.core.EncodingStageInterface):
         self._bits = bits
 
     name = "bitpacking"
-    compressible_tensors_keys: list[str] = []  # Bytes that look random.
-    commutes_with_sum = False
-    decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
         numbers = tf.cast(tf.reshape(x, [-1]), tf.int64)
         encoded = collections.OrderedDict([(self.PACKED_KEY, pack(numbers, self._bits))])
-        if x.dtype != tf.float32:
-            encoded[self.DTYPE_KEY] = tf.zeros([0], x.dtype)  # Tells `decode` the dtype in no bits.
-        return encoded
+        return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
         numbers = unpack(encoded_tensors[self.PACKED_KEY], self._bits, tf.reduce_prod(shape))
-        dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
+        dtype = self.dtype(encoded_tensors)
         return tf.reshape(tf.cast(numbers, dtype), shape)
 
 

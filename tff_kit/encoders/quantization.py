@@ -18,19 +18,20 @@ L. Schuchman: Dither Signals and Their Effect on Quantization Noise. IEEE Transa
 from __future__ import annotations
 
 import collections
-from typing import Optional
+from typing import Optional, Union
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.blocks import from_rows, spoil, to_rows
 from tff_kit.encoders.seeds import tensor_seed
+from tff_kit.encoders.stage import Stage
 
 ROUNDINGS = ("nearest", "stochastic", "dithered")
 
 
 @te.core.tf_style_encoding_stage
-class UniformQuantizationStage(te.core.EncodingStageInterface):
+class UniformQuantizationStage(Stage):
     """Rounds a float tensor of any shape to 2^bits levels between its extremes, or between those of each block.
 
     `encode` returns the levels' numbers, 0 to 2^bits - 1, in the input's dtype and shape, and two extremes a block,
@@ -63,11 +64,7 @@ class UniformQuantizationStage(te.core.EncodingStageInterface):
 
     name = "uniform_quantization"
     compressible_tensors_keys = [LEVELS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = False
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
@@ -99,7 +96,7 @@ class UniformQuantizationStage(te.core.EncodingStageInterface):
 
 
 @te.core.tf_style_encoding_stage
-class StepQuantizationStage(te.core.EncodingStageInterface):
+class StepQuantizationStage(Stage):
     """Rounds a float tensor of any shape to multiples of a step in proportion to its root mean square.
 
     `encode` returns the multiples, integers without bounds in the input's dtype and shape, to be coded by a lossless
@@ -166,15 +163,15 @@ class StepQuantizationStage(te.core.EncodingStageInterface):
 
     name = "step_quantization"
     compressible_tensors_keys = [LEVELS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = False
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
-        step = self._step * _root_mean_square(x)
+        return self.to_multiples(x, self._step)
+
+    def to_multiples(self, x: tf.Tensor, step: Union[float, tf.Tensor]) -> collections.OrderedDict:
+        """Returns what `encode` does, with another step, also in units of the root mean square."""
+        step *= _root_mean_square(x)
         place = tf.math.divide_no_nan(x, step)
         place = tf.where(tf.math.is_finite(step), place, tf.zeros([], x.dtype))  # Of what is not finite the step tells.
         level, seed, dither = _round(place, self._rounding, x, self._seed)

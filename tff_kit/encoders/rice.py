@@ -18,12 +18,13 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.packing import pack, unpack
+from tff_kit.encoders.stage import CoderStage
 
 _LN_PHI = math.log((math.sqrt(5) - 1) / 2)
 
 
 @te.core.tf_style_encoding_stage
-class RiceCodingStage(te.core.EncodingStageInterface):
+class RiceCodingStage(CoderStage):
     """Codes a tensor of any shape that holds integers, in a float or an integer dtype, to bytes. Lossless.
 
     The payload of n numbers is r, one byte; the remainders, ceil(n r / 8) bytes; and the quotients, ceil((n + their sum) / 8)
@@ -36,18 +37,11 @@ class RiceCodingStage(te.core.EncodingStageInterface):
     PARAMETER_KEY = "parameter"
     REMAINDERS_KEY = "remainders"
     QUOTIENTS_KEY = "quotients"
-    DTYPE_KEY = "dtype"
 
     def __init__(self, signed: bool = True):
         self._signed = signed
 
     name = "rice_coding"
-    compressible_tensors_keys: list[str] = []  # Bytes that look random.
-    commutes_with_sum = False
-    decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
@@ -67,9 +61,7 @@ class RiceCodingStage(te.core.EncodingStageInterface):
                 (self.QUOTIENTS_KEY, tf.cast(tf.math.segment_sum(ones, ends // 8), tf.uint8)),
             ]
         )
-        if x.dtype != tf.float32:
-            encoded[self.DTYPE_KEY] = tf.zeros([0], x.dtype)  # Tells `decode` the dtype in no bits.
-        return encoded
+        return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
@@ -85,7 +77,7 @@ class RiceCodingStage(te.core.EncodingStageInterface):
         numbers = tf.bitwise.left_shift(quotients, wide) + remainders
         if self._signed:
             numbers = tf.where(numbers & 1 > 0, -(numbers + 1) // 2, numbers // 2)
-        dtype = encoded_tensors[self.DTYPE_KEY].dtype if self.DTYPE_KEY in encoded_tensors else tf.float32
+        dtype = self.dtype(encoded_tensors)
         return tf.reshape(tf.cast(numbers, dtype), shape)
 
 

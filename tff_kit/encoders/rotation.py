@@ -25,13 +25,14 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders.blocks import from_rows, static_size
 from tff_kit.encoders.seeds import tensor_seed
+from tff_kit.encoders.stage import Stage
 
 BLOCK = 4096  # A float32 of side information for as many elements is 1/128 bit each; two products with 64 x 64.
 _BYTES = ((np.arange(256)[:, np.newaxis] >> np.arange(8)) & 1) * 2 - 1  # The eight signs that a byte stands for.
 
 
 @te.core.tf_style_encoding_stage
-class RotationStage(te.core.EncodingStageInterface):
+class RotationStage(Stage):
     """Rotates a float tensor of any shape, known before the graph runs, to coordinates of shape [elements].
 
     The signs are drawn from a seed of 64 bits that travels. It is made of the tensor's contents, so that clients rotate
@@ -56,11 +57,7 @@ class RotationStage(te.core.EncodingStageInterface):
 
     name = "rotation"
     compressible_tensors_keys = [ROTATED_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params

@@ -22,10 +22,11 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders.blocks import from_rows, spoil, static_size
 from tff_kit.encoders.seeds import tensor_seed
+from tff_kit.encoders.stage import Stage
 
 
 @te.core.tf_style_encoding_stage
-class TopKStage(te.core.EncodingStageInterface):
+class TopKStage(Stage):
     """Keeps the elements of the largest magnitudes of a float tensor of any shape, known before the graph runs.
 
     `encode` returns their values in the order in which they stand, [k] in the input's dtype, and the numbers of elements
@@ -47,11 +48,7 @@ class TopKStage(te.core.EncodingStageInterface):
 
     name = "top_k"
     compressible_tensors_keys = [VALUES_KEY, GAPS_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params
@@ -68,7 +65,7 @@ class TopKStage(te.core.EncodingStageInterface):
 
 
 @te.core.tf_style_encoding_stage
-class RandomKStage(te.core.EncodingStageInterface):
+class RandomKStage(Stage):
     """Keeps random elements of a float tensor of any shape, known before the graph runs. Unbiased.
 
     `encode` returns their values times the sizes of their strata, [k] in the input's dtype, and the seed of their places, 64
@@ -91,11 +88,7 @@ class RandomKStage(te.core.EncodingStageInterface):
 
     name = "random_k"
     compressible_tensors_keys = [VALUES_KEY]
-    commutes_with_sum = False
     decode_needs_input_shape = True
-
-    def get_params(self):
-        return collections.OrderedDict(), collections.OrderedDict()
 
     def encode(self, x, encode_params):
         del encode_params

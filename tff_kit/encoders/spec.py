@@ -17,7 +17,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
@@ -27,6 +27,7 @@ from tff_kit.encoders.entropy import EntropyCodingStage
 from tff_kit.encoders.low_rank import LowRankStage
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
+from tff_kit.encoders.rate_control import RateControlStage
 from tff_kit.encoders.rice import RiceCodingStage
 from tff_kit.encoders.rotation import BLOCK, RotationStage
 from tff_kit.encoders.sparsification import RandomKStage, TopKStage
@@ -44,7 +45,7 @@ class SpecError(ValueError):
 class _Part:
     """A stage and what becomes of its tensors."""
 
-    stage: te.core.EncodingStageInterface
+    stage: Union[te.core.EncodingStageInterface, te.core.AdaptiveEncodingStageInterface]
     key: Optional[str] = None
     """Of the tensor that the next stage encodes; None where there can be no next."""
     coder: Optional[te.core.EncodingStageInterface] = None
@@ -80,6 +81,11 @@ def _step(
 ) -> Callable[[int], list[_Part]]:
     stage = StepQuantizationStage
     return lambda seed: [_Part(stage(step, seed, rounding, price, centroids, unbiased), stage.LEVELS_KEY, bare_is_refused=True)]
+
+
+def _rate(bits: float, price: float = 0.0, centroids: bool = False, unbiased: bool = False) -> Callable[[int], list[_Part]]:
+    stage = RateControlStage
+    return lambda seed: [_Part(stage(bits, price, centroids, unbiased), stage.LEVELS_KEY, bare_is_refused=True)]
 
 
 def _rotate(block: int = BLOCK) -> Callable[[int], list[_Part]]:
@@ -127,6 +133,7 @@ _STAGES = {
     "tensor_encoding": _Stage(_tensor_encoding, _ALL, _BITS),  # The seed's: stochastic uniform, 28 of 32 bits used.
     "uniform": _Stage(_uniform, _NUMBERS, _INTEGERS),  # 2^bits levels between extremes, of blocks where block is given.
     "step": _Stage(_step, _NUMBERS, _INTEGERS),  # Multiples of step x root mean square; needs a coder.
+    "rate": _Stage(_rate, _NUMBERS, _INTEGERS),  # The same, with a step that follows the bits of earlier rounds.
     "rotate": _Stage(_rotate, _NUMBERS, _NUMBERS),  # Randomized Hadamard rotation.
     "eden": _Stage(_eden, _NUMBERS, _INTEGERS),  # Rotation and Lloyd-Max centroids; eden:1 is DRIVE.
     "topk": _Stage(_topk, _NUMBERS, _NUMBERS),  # The largest elements, this share of them, and where they are.

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 POSITIONS = 1500
 WIDTH = 384
-HIDDEN = 128
+FILTERS = 128
 CLASSES = 12
 _NAMES = ("0.weight", "0.bias", "3.weight", "3.bias")
 
@@ -49,7 +49,9 @@ class MixPositions(tf.keras.layers.Layer):
         return {**super().get_config(), "filters": self._filters}
 
 
-def create_kws_head(positions: int = POSITIONS, width: int = WIDTH, seed: Optional[int] = None) -> tf.keras.Model:
+def create_kws_head(
+    positions: int = POSITIONS, width: int = WIDTH, filters: int = FILTERS, seed: Optional[int] = None
+) -> tf.keras.Model:
     """Returns the head, untrained, for float32 embeddings [batch, positions, width]; it puts out logits, as PyTorch's does.
 
     Initial weights are distributed as PyTorch's are.
@@ -57,14 +59,15 @@ def create_kws_head(positions: int = POSITIONS, width: int = WIDTH, seed: Option
     Args:
       positions: 1500 for Whisper's window of 30 s, 781,964 weights; 50 for 1 s, 596,364 weights.
       width: Of the encoder; 384 for Whisper tiny.
+      filters: Of the convolution, to which nearly all weights are in proportion; 128 in Flower's example.
       seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
     """
-    flat = HIDDEN * width
+    flat = filters * width
     seeds = [None if seed is None else 4 * seed + i for i in range(4)]
     return tf.keras.Sequential(
         [
             tf.keras.layers.InputLayer(input_shape=(positions, width)),
-            MixPositions(HIDDEN, seeds[:2]),
+            MixPositions(filters, seeds[:2]),
             tf.keras.layers.ReLU(),
             tf.keras.layers.Flatten(),
             tf.keras.layers.Dense(

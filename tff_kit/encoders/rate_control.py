@@ -1,0 +1,105 @@
+"""A rate instead of a step: the step follows what earlier rounds took.
+
+Of a step in units of the root mean square nobody knows the bits beforehand: they depend on the distribution, and that
+changes as training goes on. Here the bits are given and the step is state, on the server. It begins where normal numbers
+have that entropy, and after each round log2(step) moves by the bits that were too many over those that a normal number loses
+when its step is doubled: one at high rates, fewer below.
+
+The rate is the empirical entropy of the multiples, that which an ideal coder would take without contexts; the mean over the
+clients. The step in use goes down to the clients, and their rates come up: they are counted like everything else.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+from tff_kit.encoders.quantization import StepQuantizationStage
+
+_MOST_PER_ROUND = 1.0  # log2: the step at most doubles or halves.
+_LARGEST = 127  # Multiples beyond are counted as this one.
+
+
+@te.core.tf_style_adaptive_encoding_stage
+class RateControlStage(te.core.AdaptiveEncodingStageInterface):
+    """Rounds to the nearest multiples of a step, as `StepQuantizationStage`, that take so many bits an element.
+
+    The state is log2 of the step in units of the root mean square, float32. A client whose tensor is zero or not finite has
+    no say in it.
+
+    Args:
+      bits: An element shall take, 0.01 to 8.
+      price, centroids, unbiased: As of `StepQuantizationStage`.
+
+    Raises:
+      ValueError: If an argument is not as above.
+    """
+
+    LEVELS_KEY = StepQuantizationStage.LEVELS_KEY
+
+    def __init__(
+        self,
+        bits: float,
+        price: float = 0.0,
+        centroids: bool = False,
+        unbiased: bool = False,
+    ):
+        if not 0.01 <= bits <= 8:
+            raise ValueError(f"Expected bits an element to be from 0.01 to 8, found {bits}.")
+        self._bits = bits
+        self._first_step, self._slope = _normal_step(bits)
+        self._quantizer = StepQuantizationStage(self._first_step, price=price, centroids=centroids, unbiased=unbiased)
+
+    name = "rate_control"
+    compressible_tensors_keys = [LEVELS_KEY]
+    commutes_with_sum = False
+    decode_needs_input_shape = False
+    state_update_aggregation_modes = {"bits": te.core.StateAggregationMode.SUM, "clients": te.core.StateAggregationMode.SUM}
+
+    def initial_state(self):
+        return collections.OrderedDict(log2_step=tf.constant(math.log2(self._first_step), tf.float32))
+
+    def update_state(self, state, state_update_tensors):
+        too_many = state_update_tensors["bits"] - self._bits * state_update_tensors["clients"]
+        change = tf.math.divide_no_nan(too_many, state_update_tensors["clients"]) / self._slope
+        change = tf.clip_by_value(change, -_MOST_PER_ROUND, _MOST_PER_ROUND)
+        log2_step = tf.maximum(state["log2_step"] + change, math.log2(0.001))  # The least that a float32 resolves.
+        return collections.OrderedDict(log2_step=log2_step)
+
+    def get_params(self, state):
+        return collections.OrderedDict(step=tf.pow(2.0, state["log2_step"])), collections.OrderedDict()
+
+    def encode(self, x, encode_params):
+        encoded = self._quantizer.to_multiples(x, tf.cast(encode_params["step"], x.dtype))
+        step = encoded[StepQuantizationStage.STEP_KEY]
+        counts = tf.cast(tf.math.is_finite(step) & (step > 0), tf.float32)
+        state_update = collections.OrderedDict(bits=counts * _entropy(encoded[self.LEVELS_KEY]), clients=counts)
+        return encoded, state_update
+
+    def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
+        return self._quantizer.decode(encoded_tensors, decode_params, num_summands, shape)
+
+
+def _normal_step(bits: float) -> tuple[float, float]:
+    """Returns the step at which normal numbers, rounded, have that entropy, and how fast it falls with log2(step) there."""
+    x = np.linspace(-9, 9, 20_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
+    steps = np.geomspace(0.005, 12, 200)
+    levels = [np.round(x / step).astype(int) for step in steps]
+    shares = [np.bincount(level - level.min(), density) for level in levels]
+    entropies = np.array([-np.sum(share * np.log2(np.maximum(share, 1e-300))) for share in shares])
+    step = float(np.interp(-bits, -entropies, steps))
+    slope = float(np.interp(step, steps, -np.gradient(entropies, np.log2(steps))))
+    return step, slope
+
+
+def _entropy(levels: tf.Tensor) -> tf.Tensor:
+    """Returns the empirical entropy of integers in bits an element, float32."""
+    symbols = tf.cast(tf.clip_by_value(tf.reshape(levels, [-1]), -_LARGEST, _LARGEST), tf.int32) + _LARGEST
+    counts = tf.math.bincount(symbols, minlength=2 * _LARGEST + 1, maxlength=2 * _LARGEST + 1, dtype=tf.float32)
+    shares = counts / tf.cast(tf.size(levels), tf.float32)
+    return -tf.reduce_sum(tf.math.xlogy(shares, shares)) / math.log(2)
