@@ -18,7 +18,7 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench bench-rd requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench bench-rd requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -35,6 +35,9 @@ train: setup ## Trains EMNIST by federated averaging, nothing compressed.
 
 train-compressed: setup ## Trains EMNIST with the tutorial's 8-bit encoding both ways.
 	@$(PYTHON) -m tff_kit train emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
+
+train-cluster: setup ## Trains as train-compressed does, on two workers of this machine.
+	@bash scripts/train_cluster.sh $(PYTHON) emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
 
 embeddings: setup ## Makes embeddings of SPEECH=folder by WHISPER=id or folder into STORE=folder.
 	@$(PYTHON) -m tff_kit embed --speech $(SPEECH) --whisper $(WHISPER) --out $(STORE) $(ARGS)

@@ -13,7 +13,7 @@ import tyro
 from typing_extensions import Literal
 
 import tff_kit
-from tff_kit import datasets, experiments, runs, runtime
+from tff_kit import cluster, datasets, experiments, runs, runtime
 from tff_kit import whisper as whisper_encoder
 from tff_kit.datasets import partitions, speech_commands, store, store_writer
 
@@ -21,6 +21,7 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
 
   train TASK        train, by federated averaging unless TASK says otherwise, into a run directory
   evaluate TASK     print accuracy, loss and number of examples of a trained model as JSON
+  worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
 
@@ -33,12 +34,20 @@ _TASKS: dict[str, tuple[type[experiments.Training], Callable]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _NoMachines:
+    """Of a training that runs in this process."""
+
+
 def _train_command(task: str, arguments: list[str]):
     settings_type, train_task = _TASKS[task]
     default = _default_settings(settings_type, arguments)
+    machines_type = cluster.Machines if issubclass(settings_type, experiments.Experiment) else _NoMachines
+    one_machine = machines_type()
 
     def train(
         training: tyro.conf.OmitArgPrefixes[settings_type] = default,  # type: ignore[valid-type]
+        machines: tyro.conf.OmitArgPrefixes[machines_type] = one_machine,  # type: ignore[valid-type]
         logdir: Optional[pathlib.Path] = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -47,11 +56,13 @@ def _train_command(task: str, arguments: list[str]):
 
         Args:
             training: The settings.
+            machines: Where to compute.
             logdir: The run directory; by default a new one in logs/.
             resume: Go on with the stopped or killed run in --logdir, with its settings; more --rounds or --epochs are allowed.
             overwrite: Replace a run in --logdir.
         """
-        train_task(training, logdir, resume, overwrite)
+        where = {"machines": machines} if isinstance(machines, cluster.Machines) else {}
+        train_task(training, logdir, resume, overwrite, **where)
 
     return train
 
@@ -115,7 +126,28 @@ def _embed(
     print(f"{store.num_clips:,} clips, {len(store.client_ids)} clients, in {out}; relative error {store.relative_error:.2g}")
 
 
+def _worker(
+    port: int,
+    bind: str = "127.0.0.1",
+    credential: Optional[pathlib.Path] = None,
+    insecure: bool = False,
+    max_concurrent: int = 0,
+) -> None:
+    """Computes for trainings that have this machine in --workers, until Ctrl-C or the end of the process that started it.
+
+    Args:
+        port: Where to listen; 0 for a free port, which is printed.
+        bind: Address to listen on. Beyond loopback it takes a credential.
+        credential: PEM file of a key and its certificate, as scripts/credential.sh makes one. Only trainings with the same file
+            can connect, and all is encrypted.
+        insecure: Serve everybody, unencrypted; and run where the system allows no network namespace to shut the worker in.
+        max_concurrent: Clients at a time; 0 for as many as there are. Fewer take less memory.
+    """
+    runtime.serve(port, bind, credential, insecure, max_concurrent)
+
+
 _TASK_COMMANDS = ("train", "evaluate")
+_COMMANDS: dict[str, Callable] = {"worker": _worker, "embed": _embed}
 
 
 def main(arguments: list[str]) -> int:
@@ -125,14 +157,14 @@ def main(arguments: list[str]) -> int:
         print(usage)
         return 0
     command, task = (*arguments, "")[:2]
-    if command == "embed":
-        return _run(lambda: _embed, "embed", arguments[1:])
+    if command in _COMMANDS:
+        return _run(lambda: _COMMANDS[command], command, arguments[1:])
     if (command, task) == ("plot", "partitions"):
         return _run(lambda: _plot_partitions, "plot partitions", arguments[2:])
     if command not in _TASK_COMMANDS or task not in _TASKS:
         print(
             f"error: expected COMMAND TASK with COMMAND one of {', '.join(_TASK_COMMANDS)} and TASK one of {', '.join(_TASKS)}, "
-            f"or embed, or plot partitions; found {' '.join(arguments[:2])!r}.\n\n{usage}",
+            f"or worker, embed, or plot partitions; found {' '.join(arguments[:2])!r}.\n\n{usage}",
             file=sys.stderr,
         )
         return 2

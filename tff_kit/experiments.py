@@ -19,6 +19,9 @@ from tff_kit.datasets import embeddings, emnist, store_writer
 from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
 from tff_kit.models.kws_head import create_kws_head
 
+CLIENT_OPTIMIZERS = ("sgd", "adam")
+SERVER_OPTIMIZERS = ("sgd", "sgdm", "adam", "yogi", "adagrad")
+
 
 class SettingsError(Exception):
     """A setting that can't be. The message says what was expected and what was found."""
@@ -74,8 +77,16 @@ class Experiment(Training):
     """What clients train with."""
     client_lr: float = 0.02
     """Learning rate of the clients."""
+    server_optimizer: Literal["sgd", "sgdm", "adam", "yogi", "adagrad"] = "sgd"
+    """What the server makes of the clients' mean update: sgd, sgdm with momentum .9, or an adaptive method."""
     server_lr: float = 1.0
-    """Learning rate of the server's SGD; 1 is plain averaging."""
+    """Learning rate of the server; with sgd, 1 is plain averaging. Adaptive methods want less, such as .01."""
+    weighted: bool = True
+    """Weight clients by their numbers of examples; --no-weighted for equal weights."""
+    proximal: float = 0.0
+    """Strength of FedProx's term, which keeps clients near the model they received; 0 is federated averaging."""
+    dropout: float = 0.0
+    """Probability that a sampled client takes no part in its round: it neither receives nor sends. One always stays."""
     local_epochs: int = 1
     """How often a client goes through its examples in a round."""
     batch_size: int = 20
@@ -92,10 +103,14 @@ class Experiment(Training):
             self,
             at_least_1=("rounds", "clients", "local_epochs", "batch_size", "eval_every"),
             above_0=("client_lr", "server_lr"),
-            at_least_0=("threshold", "seed"),
+            at_least_0=("threshold", "seed", "proximal", "dropout"),
         )
-        if self.client_optimizer not in ("sgd", "adam"):
-            raise SettingsError(f"Expected --client-optimizer to be sgd or adam, found {self.client_optimizer!r}.")
+        if self.dropout >= 1:
+            raise SettingsError(f"Expected --dropout to be less than 1, found {self.dropout}.")
+        for name, known in (("client_optimizer", CLIENT_OPTIMIZERS), ("server_optimizer", SERVER_OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                expected = f"--{name.replace('_', '-')} to be one of {', '.join(known)}"
+                raise SettingsError(f"Expected {expected}, found {getattr(self, name)!r}.")
         for name in ("broadcast", "mean"):
             try:
                 encoders.parse_spec(getattr(self, name))

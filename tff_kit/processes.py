@@ -32,6 +32,7 @@ def build_federated_averaging_process(
     server_optimizer_fn: Optional[OptimizerFn] = None,
     broadcast_process: Optional[tff.learning.templates.DistributionProcess] = None,
     aggregation_process: Optional[tff.aggregators.WeightedAggregationFactory] = None,
+    weighted: bool = True,
 ) -> tff.learning.templates.LearningProcess:
     """Builds federated averaging, weighted by the clients' numbers of examples, with encoded communication.
 
@@ -48,6 +49,7 @@ def build_federated_averaging_process(
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`. By default updates are sent as they are.
+      weighted: Whether clients count by their numbers of examples, or all the same.
 
     Returns:
       A `tff.learning.templates.LearningProcess`; `next(state, client_datasets)` returns `state` and `metrics`.
@@ -55,10 +57,12 @@ def build_federated_averaging_process(
     Raises:
       TypeError: If an optimizer is neither of the above.
     """
+    weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
     return tff.learning.algorithms.build_weighted_fed_avg(
         model_fn,
         client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
         server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or _mean_factory(),
     )

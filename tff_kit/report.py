@@ -33,6 +33,7 @@ METRICS = (
     "broadcast_distortion",
     "aggregate_distortion",
     "clients_left_out",
+    "clients_dropped",
 )
 """The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
 
@@ -150,7 +151,12 @@ def print_heading(console: Console, what: str, data: FederatedDataset, path: pat
     """Prints what is about to run, and what a reader should know of the data."""
     console.print(f"Training {what} on {data.name}, {len(data.client_ids)} clients; into {path}", highlight=False, soft_wrap=True)
     for note in data.notes:
-        console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
+        print_note(console, note)
+
+
+def print_note(console: Console, note: str) -> None:
+    """Prints a sentence that a user should read."""
+    console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def print_table(console: Console, experiment: Experiment, data: FederatedDataset, run: runs.RunDirectory) -> None:

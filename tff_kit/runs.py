@@ -74,7 +74,8 @@ class RunDirectory:
             raise RunError(f"Expected a run with its settings.json in {self.path}, found {error!r}.") from error
         raise RunError(f"Expected a run of {expected.task} in {self.path}, found one of {settings['task']}.")
 
-    def write_settings(self, training: Training, data_name: str, notes: tuple[str, ...]) -> None:
+    def write_settings(self, training: Training, data_name: str, notes: tuple[str, ...], **more: Any) -> None:
+        """Writes the settings, and `more` that a run may change when it goes on."""
         settings: dict[str, Any] = {
             "task": training.task,
             "settings": dataclasses.asdict(training),
@@ -85,6 +86,7 @@ class RunDirectory:
                 "tensorflow": tf.__version__,
                 "tensorflow_federated": tff.__version__,
             },
+            **more,
         }
         part = self.settings.with_suffix(".part")
         part.write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,47 +1,44 @@
 """Execution contexts: the worker process that runs TFF's computations, owned from start to end.
 
 TFF's runtime is a C++ program that Python talks to over gRPC. TFF's own context leaves that program behind when Python
-ends, and hands it Python's standard output, so that a pipe behind the run never closes. A `Worker` ends with the
-process that started it, however that process ends, and writes to a log of its own.
+ends, hands it Python's standard output, so that a pipe behind the run never closes, and has it serve the whole network. A
+`Worker` ends with the process that started it, however that process ends, writes to a log of its own, and listens on this
+machine's loopback address only.
 """
 
 from __future__ import annotations
 
 import atexit
 import dataclasses
+import ipaddress
 import os
 import pathlib
-import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent import futures
-from typing import BinaryIO, Callable, Optional, Union
+from typing import BinaryIO, Callable, NoReturn, Optional, Protocol, Union
 
 import grpc
-import portpicker
 import tensorflow_federated as tff
+
+from tff_kit import launcher
 
 _BINARY = pathlib.Path(tff.__file__).parent / "data" / "worker_binary"
 _MAX_MESSAGE_BYTES = 2 * 1000**3
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # A new connection waits for no earlier one that failed.
 ]
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-
-# Run by a bare interpreter that then becomes the worker: asks the kernel (PR_SET_PDEATHSIG is 1) to kill the worker
-# with its parent, which is the only way that also survives `kill -9` of the parent. The check of the parent's id closes
-# the gap in which the parent died before the kernel was asked.
-_LAUNCHER = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGKILL)})
-os.getppid() == int(sys.argv[1]) or sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+CERTIFIED_NAME = "tff-kit"  # In the certificate of every credential.
 
 
 class WorkerError(RuntimeError):
@@ -78,10 +75,12 @@ class Worker:
 
     Args:
       log: Where the worker's output is appended to. A path, or `None` for a temporary file that only shows in errors.
+      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
     """
 
-    def __init__(self, log: Optional[Union[str, os.PathLike]] = None):
+    def __init__(self, log: Optional[Union[str, os.PathLike]] = None, max_concurrent: int = 0):
         self._log = log
+        self._max_concurrent = max_concurrent
         self._running: Optional[_Running] = None
         self._lock = threading.Lock()
         self._stopped = False
@@ -91,6 +90,11 @@ class Worker:
         """The process id of the running worker, or `None`."""
         running = self._running
         return running.process.pid if running and running.process.poll() is None else None
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the worker is in a network namespace of its own, so that nobody reaches it but over its socket."""
+        return self.pid is not None and os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net")
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
         """Returns a connection to the running worker; starts one where there is none.
@@ -119,34 +123,125 @@ class Worker:
         atexit.unregister(self.stop)
 
     def _start(self) -> _Running:
-        if not _BINARY.is_file():
-            raise WorkerError(f"Expected TFF's worker program at {_BINARY}, found none. TFF has it for Linux on x86-64 only.")
+        _check_binary()
         atexit.register(self.stop)
         log = tempfile.TemporaryFile() if self._log is None else open(self._log, "ab+")  # noqa: SIM115
-        port = portpicker.pick_unused_port()
         started: futures.Future = futures.Future()
-        threading.Thread(target=_keep, args=(port, log, started), name="tff-worker", daemon=True).start()
-        channel = grpc.insecure_channel(f"localhost:{port}", _CHANNEL_OPTIONS)
-        running = _Running(started.result(), channel, tff.framework.RemoteExecutorGrpcStub(channel), log)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
+            command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
+            threading.Thread(target=_keep, args=(command, listening, log, started), name="tff-worker", daemon=True).start()
+            process = started.result()
+        channel = open_channel(f"127.0.0.1:{port}")
+        running = _Running(process, channel, tff.framework.RemoteExecutorGrpcStub(channel), log)
         _wait_until_ready(running, port)
         return running
 
 
-def _keep(port: int, log: BinaryIO, started: futures.Future) -> None:
+def _check_binary() -> None:
+    if not _BINARY.is_file():
+        raise WorkerError(f"Expected TFF's worker program at {_BINARY}, found none. TFF has it for Linux on x86-64 only.")
+
+
+def serve(
+    port: int,
+    bind: str = "127.0.0.1",
+    credential: Optional[Union[str, os.PathLike]] = None,
+    insecure: bool = False,
+    max_concurrent: int = 0,
+) -> NoReturn:
+    """Makes this process a worker for trainings elsewhere. It ends by a signal, and with the process that started it.
+
+    Args:
+      port: Where to listen; 0 for a free one.
+      bind: The address to listen on.
+      credential: PEM file of a key and its certificate, which whoever connects must have as well.
+      insecure: Whether to serve everybody who reaches an address beyond loopback, unencrypted, and to run where the system
+        allows no network namespace.
+      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
+
+    Raises:
+      WorkerError: If others could connect without a credential, or the credential can't be used.
+      OSError: If the port is taken.
+    """
+    family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+    if not (credential or insecure or ipaddress.ip_address(address[0]).is_loopback):
+        raise WorkerError(
+            f"Expected --credential for a worker beyond this machine's loopback address, found --bind {bind} without: everybody "
+            "who reaches the port could compute here and read and write files. --insecure allows it all the same."
+        )
+    if credential is not None:
+        try:
+            launcher.tls_context(os.fspath(credential))
+        except (OSError, ssl.SSLError) as error:
+            raise WorkerError(f"Expected a key and its certificate, PEM, in {credential}, found: {error}.") from error
+    _check_binary()
+    listening = socket.create_server(address[:2], family=family)
+    listening.set_inheritable(True)
+    print(f"worker at {bind}:{listening.getsockname()[1]}, {'TLS' if credential else 'plain text'}", flush=True)
+    command = worker_command(listening, os.getppid(), credential, insecure, max_concurrent)
+    os.execve(command[0], command, worker_environment())
+
+
+def worker_command(
+    listening: socket.socket,
+    parent: int,
+    credential: Optional[Union[str, os.PathLike]] = None,
+    insecure: bool = False,
+    max_concurrent: int = 0,
+) -> list[str]:
+    """Returns the command of a worker, to be run or executed with the file descriptor of `listening` inherited.
+
+    Args:
+      listening: The socket to serve; the worker itself is in a network namespace of its own.
+      parent: The id of the process that runs the command and with which the worker ends.
+      credential: PEM file of a key and its certificate, which whoever connects must have as well. `None` for plain text.
+      insecure: Whether the worker shall also run where the system allows no network namespace. A port of it, drawn by
+        chance, is then open on all addresses of the machine.
+      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
+    """
+    options = [f"--socket={listening.fileno()}", f"--parent={parent}"]
+    options += [] if credential is None else [f"--credential={os.fspath(credential)}"]
+    options += ["--insecure"] if insecure else []
+    worker = [str(_BINARY), f"--max_concurrent_computation_calls={max_concurrent}"]
+    return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", *worker]
+
+
+def open_channel(address: str, credential: Optional[Union[str, os.PathLike]] = None) -> grpc.Channel:
+    """Returns a channel to the worker at `address`, with mutual TLS if there is a credential as for `worker_command`."""
+    if credential is None:
+        return grpc.insecure_channel(address, _CHANNEL_OPTIONS)
+    pem = pathlib.Path(credential).read_bytes()
+    # All that counts is that both have the one certificate, wherever its owner is.
+    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", CERTIFIED_NAME)]
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(pem, pem, pem), options)
+
+
+def _keep(command: list[str], listening: socket.socket, log: BinaryIO, started: futures.Future) -> None:
     """Starts a worker and stays until it ends."""
     # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
     # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
-    command = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), str(_BINARY), f"--port={port}"]
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=worker_environment(),
+            pass_fds=[listening.fileno()],
         )
     except BaseException as error:
         started.set_exception(error)
         return
     started.set_result(process)
     process.wait()
+
+
+def worker_environment() -> dict[str, str]:
+    """Returns the environment variables of a worker."""
+    return {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
 
 
 def _wait_until_ready(running: _Running, port: int) -> None:
@@ -164,8 +259,15 @@ def _wait_until_ready(running: _Running, port: int) -> None:
 _shared_worker = Worker()
 
 
+class AnyWorker(Protocol):
+    """What executors compute on."""
+
+    def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
+        """Returns a connection to the worker; raises `WorkerError` where it can't be used."""
+
+
 def worker_executor_factory(
-    worker: Optional[Worker] = None,
+    worker: Optional[AnyWorker] = None,
     default_num_clients: int = 0,
     executor_fn: Callable[[tff.framework.RemoteExecutorStub], tff.framework.RemoteExecutor] = tff.framework.RemoteExecutor,
 ) -> tff.framework.ExecutorFactory:
@@ -187,14 +289,22 @@ def worker_executor_factory(
     return tff.framework.ResourceManagingExecutorFactory(create)
 
 
-def create_context(executor_factory: tff.framework.ExecutorFactory) -> tff.framework.SyncExecutionContext:
-    """Returns TFF's synchronous context over `executor_factory`, with the compiler of TFF's native backend.
+def compile_native(computation: tff.framework.ConcreteComputation) -> tff.framework.ConcreteComputation:
+    """Compiles `computation` for a worker. Secure sums become sums."""
+    simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    return tff.backends.native.desugar_and_transform_to_native(simulated)
+
+
+def create_context(
+    executor_factory: tff.framework.ExecutorFactory, compiler_fn: Optional[Callable] = compile_native
+) -> tff.framework.SyncExecutionContext:
+    """Returns TFF's synchronous context over `executor_factory`, by default with the compiler of TFF's native backend.
 
     Secure sums are simulated: the result and what each client sends are those of a sum, the protocol is left out.
     """
     return tff.framework.SyncExecutionContext(
         executor_fn=executor_factory,
-        compiler_fn=_compile,
+        compiler_fn=compiler_fn,
         transform_args=tff.tensorflow.transform_args,
         transform_result=tff.tensorflow.transform_result,
     )
@@ -203,8 +313,3 @@ def create_context(executor_factory: tff.framework.ExecutorFactory) -> tff.frame
 def set_default_context() -> None:
     """Makes TFF compute on this process's shared worker, not on one of its own that it would leave behind."""
     tff.framework.set_default_context(create_context(worker_executor_factory()))
-
-
-def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.ConcreteComputation:
-    simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
-    return tff.backends.native.desugar_and_transform_to_native(simulated)

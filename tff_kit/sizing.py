@@ -17,9 +17,12 @@ that has them is reported with a warning.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import threading
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import cachetools
@@ -123,15 +126,27 @@ class _Ledger:
     """All records of a factory's executors."""
 
     def __init__(self):
+        self._lock = threading.Lock()
         self._records: list[_Record] = []
         self._broadcast_bits: list[int] = []
         self._aggregate_bits: list[int] = []
 
     def add(self, record: _Record) -> None:
-        if record.crossings:
-            self._records.append(record)
-        for totals, up in ((self._broadcast_bits, False), (self._aggregate_bits, True)):
-            totals.append((totals[-1] if totals else 0) + record.bits(up))
+        with self._lock:
+            if record.crossings:
+                self._records.append(record)
+            for totals, up in ((self._broadcast_bits, False), (self._aggregate_bits, True)):
+                totals.append((totals[-1] if totals else 0) + record.bits(up))
+
+    @contextlib.contextmanager
+    def one_call(self) -> Iterator[None]:
+        records, calls = len(self._records), len(self._broadcast_bits)
+        try:
+            yield
+        except BaseException:
+            del self._records[records:], self._broadcast_bits[calls:], self._aggregate_bits[calls:]
+            raise
+        del self._broadcast_bits[calls:-1], self._aggregate_bits[calls:-1]
 
     def size_info(self) -> SizeInfo:
         return SizeInfo(list(self._broadcast_bits), list(self._aggregate_bits), list(self._records))
@@ -208,15 +223,25 @@ def _record(crossings: tuple[_Crossing, ...], counted: list[np.ndarray], num_cli
 class SizingExecutorFactory(tff.framework.ExecutorFactory):
     """Creates executors on one worker and keeps the account of what crossed in all of them."""
 
-    def __init__(self, worker: Optional[runtime.Worker] = None, default_num_clients: int = 0):
+    def __init__(self, worker: Optional[runtime.AnyWorker] = None, default_num_clients: int = 0):
         self._ledger = _Ledger()
         # Keyed by identity: a context compiles a computation once and passes the same object in every call.
         self._instrumented = cachetools.LRUCache(maxsize=100)
-        self._factory = runtime.worker_executor_factory(
+        self._lock = threading.Lock()
+        self._default_num_clients = default_num_clients
+        self._factory = self.for_worker(worker)
+
+    def for_worker(self, worker: Optional[runtime.AnyWorker]) -> tff.framework.ExecutorFactory:
+        """Returns a factory of executors on another worker, whose communication goes into the same account."""
+        return runtime.worker_executor_factory(
             worker,
-            default_num_clients,
+            self._default_num_clients,
             executor_fn=lambda stub: SizingExecutor(stub, self._ledger, self._instrument),
         )
+
+    def one_call(self) -> contextlib.AbstractContextManager:
+        """Returns a context manager in which all that crosses counts as one call, and as nothing if it fails."""
+        return self._ledger.one_call()
 
     def create_executor(self, cardinalities):
         return self._factory.create_executor(cardinalities)
@@ -229,10 +254,11 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         return self._ledger.size_info()
 
     def _instrument(self, computation: tff.framework.ConcreteComputation) -> _Instrumented:
-        cached = self._instrumented.get(id(computation))
-        if cached is None:
-            cached = (computation, _instrument(computation))  # Keeps the computation, so that its id is not reused.
-            self._instrumented[id(computation)] = cached
+        with self._lock:
+            cached = self._instrumented.get(id(computation))
+            if cached is None:
+                cached = (computation, _instrument(computation))  # Keeps the computation, so that its id is not reused.
+                self._instrumented[id(computation)] = cached
         return cached[1]
 
 

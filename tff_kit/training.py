@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import functools
 import pathlib
 import time
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import grpc
 import nest_asyncio
@@ -14,12 +17,22 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import encoders, processes, report, runs, runtime, sizing
+from tff_kit import cluster, encoders, processes, proximal, report, runs, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
 
 _OPTIMIZERS = {"sgd": tff.learning.optimizers.build_sgdm, "adam": tff.learning.optimizers.build_adam}
+# As in S. J. Reddi et al.: Adaptive Federated Optimization. ICLR 2021, arXiv 2003.00295: momentum .9, and beta_2 .99 and
+# epsilon .001, larger than usual, since the clients' mean update is small.
+_EPSILON = 1e-3
+_SERVER_OPTIMIZERS: dict[str, Callable[[float], tff.learning.optimizers.Optimizer]] = {
+    "sgd": tff.learning.optimizers.build_sgdm,
+    "sgdm": lambda lr: tff.learning.optimizers.build_sgdm(lr, momentum=0.9),
+    "adam": lambda lr: tff.learning.optimizers.build_adam(lr, beta_1=0.9, beta_2=0.99, epsilon=_EPSILON),
+    "yogi": lambda lr: tff.learning.optimizers.build_yogi(lr, beta_1=0.9, beta_2=0.99, epsilon=_EPSILON),
+    "adagrad": lambda lr: tff.learning.optimizers.build_adagrad(lr, _EPSILON**2, epsilon=_EPSILON),
+}
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
 
 
@@ -29,6 +42,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     console: Optional[Console] = None,
+    machines: cluster.Machines = cluster.ONE_MACHINE,
 ) -> runs.RunDirectory:
     """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
 
@@ -38,13 +52,15 @@ def train(
       resume: Go on with a run that was stopped or killed, from its last checkpoint.
       overwrite: Replace a run in `logdir`.
       console: Where to report progress; by default standard output.
+      machines: Where to compute; by default on a worker process of this machine that ends with the training.
 
     Returns:
       The run directory; `tff_kit.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
-      tff_kit.runs.RunError: If `logdir` can't be used as asked.
+      tff_kit.runs.RunError: If `logdir` can't be used as asked, or a round can't be computed.
+      tff_kit.runtime.WorkerError: If a worker can't be started or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()
@@ -55,17 +71,15 @@ def train(
         )
     path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run:
-        run.write_settings(experiment, data.name, data.notes)
+        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         sampled = min(experiment.clients, len(data.client_ids))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
-        worker = runtime.Worker(log=run.worker_log)
-        sizes = sizing.sizing_executor_factory(worker)
-        try:
-            with tff.framework.get_context_stack().install(runtime.create_context(sizes)):
-                _Training(experiment, data, run, sizes, console).run()
-        finally:
-            worker.stop()
+        with contextlib.ExitStack() as stack:
+            note = functools.partial(report.print_note, console)
+            context, sizes = stack.enter_context(cluster.open_context(machines, run.worker_log, note))
+            stack.enter_context(tff.framework.get_context_stack().install(context))
+            _Training(experiment, data, run, sizes, console).run()
     return run
 
 
@@ -76,11 +90,12 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
     process = processes.build_federated_averaging_process(
         model_fn,
         build_client_optimizer(experiment),
-        tff.learning.optimizers.build_sgdm(experiment.server_lr),
+        _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
             model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
         ),
         processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
+        experiment.weighted,
     )
     return read_by_client_id(data, process)
 
@@ -101,7 +116,8 @@ def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.
 
 def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:
     """Returns what the experiment's clients train with."""
-    return _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr)
+    optimizer = _OPTIMIZERS[experiment.client_optimizer](experiment.client_lr)
+    return proximal.ProximalOptimizer(optimizer, experiment.proximal) if experiment.proximal else optimizer
 
 
 def read_by_client_id(
@@ -179,12 +195,18 @@ class _Training:
         experiment = self._experiment
         clients = self._sample(round_num, min(experiment.clients, len(self._data.client_ids)))
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
+        takes_part = np.random.default_rng([experiment.seed, round_num, 1]).random(len(clients)) >= experiment.dropout
+        takes_part[0] |= not takes_part.any()
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, list(zip(clients, seeds)))
+            state, metrics = self._process.next(state, [x for x, stays in zip(zip(clients, seeds), takes_part) if stays])
+        except cluster.LostError as error:
+            advice = f"The run goes on with --resume --logdir {self._run.path}"
+            raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
         except grpc.RpcError as error:
             why = error.details() if isinstance(error, grpc.Call) else error
-            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why} See also {self._run.worker_log}.") from error
+            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
+            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         sizes = self._sizes.get_size_info()
         train = metrics["client_work"]["train"]
@@ -199,6 +221,7 @@ class _Training:
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
             "aggregate_distortion": metrics["aggregator"]["mean_value"]["distortion"],
+            "clients_dropped": int((~takes_part).sum()),
             "clients_left_out": metrics["aggregator"]["mean_weight"]["left_out"],
         }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:

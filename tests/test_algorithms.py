@@ -1,0 +1,88 @@
+"""Algorithms by name: server optimizers, FedProx, equal weights, clients that drop out."""
+
+import csv
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+from test_processes import clients, model_fn
+
+import tff_kit
+from tff_kit import __main__ as command_line
+from tff_kit import experiments, proximal, training
+
+
+def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
+    client_optimizer = tff.learning.optimizers.build_sgdm(0.5)
+    process = tff_kit.build_federated_averaging_process(
+        model_fn,
+        proximal.ProximalOptimizer(client_optimizer, strength) if strength else client_optimizer,
+        training._SERVER_OPTIMIZERS[server](server_lr),
+        tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn("uniform:8", 50)),
+        tff_kit.build_encoded_mean_process_from_model(model_fn, tff_kit.build_mean_encoder_fn("uniform:8", 50)),
+        **algorithm,
+    )
+    state = process.initialize()
+    initial = process.get_model_weights(state).trainable
+    for _ in range(rounds):
+        state, metrics = process.next(state, clients(3))
+    moves = [after - before for before, after in zip(initial, process.get_model_weights(state).trainable)]
+    return moves, metrics["client_work"]["train"]["loss"]
+
+
+def test_the_names_are_those_of_the_settings():
+    assert tuple(training._SERVER_OPTIMIZERS) == experiments.SERVER_OPTIMIZERS
+    assert tuple(training._OPTIMIZERS) == experiments.CLIENT_OPTIMIZERS
+
+
+@pytest.mark.parametrize(("server", "server_lr"), [("sgdm", 1.0), ("adam", 0.05), ("yogi", 0.05), ("adagrad", 0.05)])
+def test_server_optimizers_learn_with_encoded_updates(server, server_lr):
+    _, first = _trained(server, server_lr)
+    _, last = _trained(server, server_lr, rounds=6)
+    assert last < first
+
+
+def test_fedprox_keeps_clients_near_the_model_they_received():
+    def distance(moves):
+        return sum(float(np.square(x).sum()) for x in moves)
+
+    free, _ = _trained()
+    held, _ = _trained(strength=1.0)
+    assert 0 < distance(held) < 0.9 * distance(free)
+
+
+def test_fedproxs_steps_are_those_of_its_formula():
+    optimizer = proximal.ProximalOptimizer(tff.learning.optimizers.build_sgdm(0.1), 2.0)
+    received = weights = tf.constant([1.0, -1.0])
+    state = optimizer.initialize(tf.TensorSpec([2], tf.float32))
+    for gradient in ([1.0, 2.0], [3.0, -4.0], [0.0, 1.0]):
+        expected = weights - 0.1 * (gradient + 2.0 * (weights - received))
+        state, weights = optimizer.next(state, weights, tf.constant(gradient))
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert optimizer.get_hparams(state)["learning_rate"] == 0.1
+
+
+def test_equal_weights_are_others_than_those_by_examples():
+    weighted, _ = _trained()
+    equal, _ = _trained(weighted=False)
+    assert max(float(np.abs(a - b).max()) for a, b in zip(weighted, equal)) > 1e-4  # The three have 5, 6 and 7 examples.
+
+
+def test_dropouts_neither_receive_nor_send_and_are_counted(tmp_path):
+    arguments = ["--data", "digits", "--clients", "4", "--rounds", "4", "--eval-every", "4", "--dropout", "0.5"]
+    adaptive = ["--server-optimizer", "adam", "--server-lr", "0.01", "--proximal", "0.1", "--no-weighted"]
+    assert command_line.main(["train", "emnist", *arguments, *adaptive, "--logdir", str(tmp_path)]) == 0
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    dropped = [int(row["clients_dropped"]) for row in rows]
+    assert 0 < sum(dropped) < 16
+    bits = np.diff([0, *(int(row["broadcast_bits"]) for row in rows)])
+    one_client = 32 * 1_663_370 + 32  # And the clients' learning rate.
+    np.testing.assert_array_equal(bits, [(4 - n) * one_client for n in dropped])
+
+
+@pytest.mark.parametrize("arguments", [["--dropout", "1"], ["--dropout", "-0.1"], ["--proximal", "-1"]])
+def test_impossible_settings_are_refused(arguments, capsys):
+    assert command_line.main(["train", "emnist", "--data", "digits", *arguments]) == 2
+    assert f"error: Expected {arguments[0]} to be" in capsys.readouterr().err
