@@ -82,6 +82,11 @@ def test_tensorboard_has_the_settings_as_hyperparameters(run):
     assert shown["broadcast"].string_value == "uniform:8"
     assert shown["client_lr"].number_value == 0.1
     assert shown["data"].string_value == "the 1,797 digits of scikit-learn"
+    data = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    table = plugin_data_pb2.HParamsPluginData.FromString(data).experiment
+    assert [column.name for column in table.hparam_infos][:5] == ["broadcast", "mean", "client_lr", "seed", "rounds"]
+    tags = {"test_accuracy", "cumulative_broadcasted_bits"}
+    assert tags <= {metric.name.tag for metric in table.metric_infos} <= set(events.Tags()["tensors"])
 
 
 def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):

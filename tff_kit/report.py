@@ -36,6 +36,9 @@ METRICS = (
 )
 """The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
 
+_TELLING = ("broadcast", "mean", "client_lr", "seed", "rounds")
+_COMPARED = ("test_accuracy", "test_loss", "cumulative_broadcasted_bits", "cumulative_aggregated_bits")
+
 
 class Logs:
     """Writes each round to metrics.csv and to TensorBoard."""
@@ -49,7 +52,9 @@ class Logs:
         # One file for curves and hyperparameters, hence not TFF's manager: TensorBoard follows only the last file of a run.
         self._tensorboard = tf.summary.create_file_writer(str(run.path))
         with self._tensorboard.as_default():
-            hp.hparams(settings(experiment, data), trial_id=run.path.name)
+            shown = settings(experiment, data)
+            hp.hparams_config([hp.HParam(name) for name in shown], [hp.Metric(name) for name in _COMPARED])
+            hp.hparams(shown, trial_id=run.path.name)
 
     def clear(self) -> None:
         """Leaves nothing in metrics.csv but its columns' names, which TFF's manager then keeps in this order."""
@@ -80,9 +85,11 @@ class Logs:
 
 
 def settings(training: Training, data: FederatedDataset) -> dict[str, Any]:
-    """Returns what TensorBoard's table of hyperparameters shows of a run: its settings, and the data by its name."""
-    shown = {name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(training).items()}
-    return {**shown, "task": training.task, "data": data.name}
+    """Returns what TensorBoard's table of hyperparameters shows of a run: its settings, the telling ones first, and its data."""
+    found = {**vars(training), "task": training.task, "data": data.name}
+    names = [name for name in _TELLING if name in found]
+    names += [name for name in found if name not in names]
+    return {name: found[name] if isinstance(found[name], (int, float)) else str(found[name]) for name in names}
 
 
 class _WithBar:
