@@ -19,7 +19,7 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, metrics, trained, write_csv
+from benchmarks.trained import RESULTS, final, trained, write_csv
 from tff_kit import sizing
 
 _PLAIN = "nothing encoded"
@@ -97,13 +97,9 @@ FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank 
 """Settings that cost no accuracy to speak of, on the seed's own models, for other benchmarks."""
 
 
-def _tested(rows: list[dict[str, str]]) -> list[tuple[int, float]]:
+def _tested(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """Returns bits both ways and test accuracy after each round that was tested."""
-    return [
-        (int(row["broadcast_bits"]) + int(row["aggregate_bits"]), float(row["test_accuracy"]))
-        for row in rows
-        if row["test_accuracy"]
-    ]
+    return [(row["broadcast_bits"] + row["aggregate_bits"], row["test_accuracy"]) for row in rows if row["test_accuracy"]]
 
 
 def _spread(values: list[float]) -> str:
@@ -168,7 +164,8 @@ def main(
         for seed in range(seeds):
             for name, settings in encoders.items():
                 experiment = type(base)(**{**vars(base), **settings, "seed": seed})
-                logged = metrics(trained(experiment, logdir / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}"))
+                run = trained(experiment, logdir / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
+                logged = run.read_metrics()
                 tested = _tested(logged)
                 last = statistics.mean(accuracy for _, accuracy in tested[-_LAST:])
                 row = {"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)}

@@ -14,11 +14,12 @@ import itertools
 import pathlib
 import platform
 import statistics
+from typing import Any
 
 import tyro
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, metrics, trained, write_csv
+from benchmarks.trained import RESULTS, final, trained, write_csv
 from tff_kit import sizing
 
 _SPECS = ("identity", "tensor_encoding:8", "uniform:8")
@@ -47,7 +48,7 @@ def _summary(finals: list[dict], data: str, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(curves: dict[tuple[float, str], list[list[dict[str, str]]]], title: str) -> None:
+def _plot(curves: dict[tuple[float, str], list[list[dict[str, Any]]]], title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(_CLIENT_LRS), figsize=(11, 4.2), sharey=True)
@@ -55,10 +56,8 @@ def _plot(curves: dict[tuple[float, str], list[list[dict[str, str]]]], title: st
         for spec, colour in zip(_SPECS, ("tab:gray", "tab:blue", "tab:orange")):
             for i, rows in enumerate(curves[client_lr, spec]):
                 tested = [row for row in rows if row["test_accuracy"]]
-                gibibits = [(int(row["broadcast_bits"]) + int(row["aggregate_bits"])) / 2**30 for row in tested]
-                axis.plot(
-                    gibibits, [float(row["test_accuracy"]) for row in tested], ".-", color=colour, label=None if i else spec
-                )
+                gibibits = [(row["broadcast_bits"] + row["aggregate_bits"]) / 2**30 for row in tested]
+                axis.plot(gibibits, [row["test_accuracy"] for row in tested], ".-", color=colour, label=None if i else spec)
         axis.set(title=f"client learning rate {client_lr}", xlabel="Gibit, both ways", xscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy")
@@ -82,7 +81,7 @@ def main(
     finals, curves = [], {}
     for seed, client_lr, spec in itertools.product(range(seeds), _CLIENT_LRS, _SPECS):
         experiment = tff_kit.Emnist(rounds=rounds, seed=seed, client_lr=client_lr, broadcast=spec, mean=spec, data=data)
-        rows = metrics(trained(experiment, logdir / f"{spec.replace(':', '')}_lr{client_lr}_seed{seed}"))
+        rows = trained(experiment, logdir / f"{spec.replace(':', '')}_lr{client_lr}_seed{seed}").read_metrics()
         finals.append(final(experiment, rows))
         curves.setdefault((client_lr, spec), []).append(rows)
     name = dataclasses.replace(experiment).load_data().name

@@ -20,7 +20,7 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, metrics, trained, write_csv
+from benchmarks.trained import RESULTS, final, trained, write_csv
 from tff_kit import sizing
 from tff_kit.datasets.embeddings import EmbeddingDataset
 
@@ -119,10 +119,10 @@ def main(
         curves[window] = {spec: [] for spec in _SPECS}
         for spec, seed in itertools.product(_SPECS, range(seeds)):
             experiment = tff_kit.KeywordSpotting(window=window, data=folder, seed=seed, rounds=rounds, broadcast=spec, mean=spec)
-            logged = metrics(trained(experiment, logdir / f"{window}_{spec.replace(':', '')}_seed{seed}"))
-            seconds = statistics.median(float(row["seconds"]) for row in logged)
+            logged = trained(experiment, logdir / f"{window}_{spec.replace(':', '')}_seed{seed}").read_metrics()
+            seconds = statistics.median(row["seconds"] for row in logged)
             finals.append({"window": window, "encoder": spec, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
-            curves[window][spec].append([float(row["test_accuracy"]) for row in logged])
+            curves[window][spec].append([row["test_accuracy"] for row in logged])
     columns = list(finals[-1])
     write_csv("kws_accuracy.csv", [{name: row.get(name, "") for name in columns} for row in finals])
     lines = [

@@ -13,26 +13,23 @@ results/rate_distortion.csv, .md and .png.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import platform
 import statistics
 import tempfile
-import time
 from typing import Callable, Optional
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 import tyro
 from rich.progress import track
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
 from benchmarks.trained import RESULTS, write_csv
-from tff_kit import encoders, runtime, training
-from tff_kit.encoders.eden import lloyd_max
+from tff_kit import encoders
+from tff_kit.encoders import measurement
 
 _CLIENTS = (1, 10, 21)
 _BLOCK = 4096
@@ -97,39 +94,12 @@ def _random(draw: Callable, size: int) -> list[Tensors]:
 
 def _captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tensors]]:
     """Trains; returns the updates of clients that start from there, and as only element the change of the weights."""
-    data = experiment.load_data()
     with tempfile.TemporaryDirectory() as folder:
         run = tff_kit.train(experiment, folder, overwrite=True)
-        trained = [w.numpy() for w in tf.keras.models.load_model(run.model, compile=False).trainable_weights]
-    process = training.build_process(experiment, data)
-    initial = [w.numpy() for w in experiment.build_model().trainable_weights]
-    worker = runtime.Worker()
-    updates = []
-    with tff.framework.get_context_stack().install(runtime.create_context(runtime.worker_executor_factory(worker))):
-        weights = tff.learning.models.ModelWeights(trained, [])
-        state = process.set_model_weights(process.initialize(), weights)
-        for client in data.client_ids[: max(_CLIENTS)]:
-            # The server adds the mean update of all clients; here there is one.
-            new = process.get_model_weights(process.next(state, [(client, 0)]).state).trainable
-            updates.append([np.asarray(after - before, np.float32) for after, before in zip(new, trained)])
-    worker.stop()
-    return updates, [[after - before for after, before in zip(trained, initial)]]
-
-
-@functools.cache
-def _encoder(spec: str, shape: tuple[int, ...]) -> te.core.SimpleEncoder:
-    return encoders.build_broadcast_encoder_fn(spec)(tf.TensorSpec(shape, tf.float32))
-
-
-def _encode(spec: str, tensors: Tensors) -> tuple[Tensors, int, float, float]:
-    """Returns the tensors that a receiver decodes, the bits of the payload, and the seconds to encode and to decode."""
-    made = [_encoder(spec, x.shape) for x in tensors]
-    constants = [tf.constant(x) for x in tensors]
-    began = time.perf_counter()
-    encoded = [encoder.encode(x)[0] for encoder, x in zip(made, constants)]
-    between = time.perf_counter()
-    decoded = [encoder.decode(x).numpy() for encoder, x in zip(made, encoded)]
-    return decoded, int(encoders.payload_bits(encoded)), between - began, time.perf_counter() - between
+        trained = run.load_model().trainable_weights
+        updates = tff_kit.client_updates(experiment, run, max(_CLIENTS))
+    initial = experiment.build_model().trainable_weights
+    return updates, [[(after - before).numpy() for after, before in zip(trained, initial)]]
 
 
 def _entropy_bits(spec: str, tensors: Tensors) -> Optional[float]:
@@ -156,57 +126,26 @@ def _entropy_bits(spec: str, tensors: Tensors) -> Optional[float]:
     return total if integers_seen else None
 
 
-def _squared(tensors: Tensors) -> float:
-    return sum(float(np.sum(np.square(x, dtype=np.float64))) for x in tensors)
-
-
 def _measure(source: str, clients: list[Tensors], spec: str) -> dict[str, object]:
     size = sum(x.size for x in clients[0])
-    _encode(spec, clients[0])  # Traces the graphs.
-    runs = [_encode(spec, tensors) for tensors in clients]
-    runs += [_encode(spec, clients[0]) for _ in range(4 - len(clients))]
+    measurement.send(spec, clients[0])  # Traces the graphs.
+    sent = [measurement.send(spec, tensors) for tensors in clients]
+    sent += [measurement.send(spec, clients[0]) for _ in range(4 - len(clients))]
     large, small = _SPECS[spec], _SPECS["uniform:8"] if "/" in spec else lambda n: 32 * n
     row: dict[str, object] = {"source": source, "encoder": spec, "weights": size}
-    row["payload_bits"] = round(statistics.mean(run[1] for run in runs) / size, 5)
+    row["payload_bits"] = round(statistics.mean(run.bits for run in sent) / size, 5)
     bits = [(large if x.size > encoders.THRESHOLD else small)(x.size) for x in clients[0]] if large else []
     row["formula_bits"] = round(sum(bits) / size, 5) if bits else None
     entropy = _entropy_bits(spec, clients[0])
     row["entropy_bits"] = None if entropy is None else round(entropy / size, 5)
     for count in _CLIENTS:
-        if count > len(clients):
-            row[f"nmse_{count}"] = None
-            continue
-        of_each = clients[:count]
-        error = [
-            np.mean([run[0][i] for run in runs[:count]], axis=0, dtype=np.float64) - np.mean(xs, axis=0, dtype=np.float64)
-            for i, xs in enumerate(zip(*of_each))
-        ]
-        row[f"nmse_{count}"] = float(f"{_squared(error) / statistics.mean(map(_squared, of_each)):.4g}")
-    for i, name in ((2, "encode_ns"), (3, "decode_ns")):
-        row[name] = round(min(run[i] for run in runs) / size * 1e9, 1)
-    row["shannon"] = float(f"{4.0 ** -row['payload_bits']:.4g}")
+        enough = count <= len(clients)
+        error = measurement.nmse(clients[:count], [run.decoded for run in sent[:count]]) if enough else None
+        row[f"nmse_{count}"] = None if error is None else float(f"{error:.4g}")
+    row["encode_ns"] = round(min(run.encode_seconds for run in sent) / size * 1e9, 1)
+    row["decode_ns"] = round(min(run.decode_seconds for run in sent) / size * 1e9, 1)
+    row["shannon"] = float(f"{measurement.shannon(row['payload_bits']):.4g}")
     return row
-
-
-def _entropy_coded_uniform() -> tuple[list[float], list[float]]:
-    """Returns bits and error of uniform quantization of normal numbers, multiples of steps with ideal codes."""
-    x = np.linspace(-12, 12, 200_001)
-    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
-    points = []
-    for step in np.geomspace(0.03, 6, 60):
-        levels = np.round(x / step).astype(int)
-        shares = np.bincount(levels - levels.min(), density)
-        shares = shares[shares > 0]
-        points.append((-np.sum(shares * np.log2(shares)), np.sum(np.square(x - levels * step) * density)))
-    return tuple(map(list, zip(*points)))
-
-
-def _lloyd_max() -> tuple[list[int], list[float]]:
-    """Returns bits and error of the best quantizers of normal numbers with codes of equal length."""
-    x = np.linspace(-9, 9, 200_001)
-    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
-    nearest = [lloyd_max(b)[np.searchsorted((lloyd_max(b)[1:] + lloyd_max(b)[:-1]) / 2, x)] for b in range(1, 9)]
-    return list(range(1, 9)), [float(np.sum(np.square(x - q) * density)) for q in nearest]
 
 
 def _table(rows: list[dict], command: str) -> str:
@@ -238,10 +177,10 @@ def _plot(rows: list[dict]) -> None:
     bits = np.geomspace(0.05, 10, 100)
     families = sorted({row["encoder"].partition(":")[0] for row in rows})
     for axis, source in zip(axes.flat, sources):
-        axis.plot(bits, 4.0**-bits, "k-", label="Shannon, normal")
-        axis.plot(bits, 1 / (4.0**bits - 1), "k--", label="Shannon, unbiased")
-        axis.plot(*_entropy_coded_uniform(), "-", color="tab:gray", label="entropy-coded uniform, normal")
-        axis.plot(*_lloyd_max(), ".:", color="tab:gray", label="Lloyd-Max, normal")
+        axis.plot(bits, measurement.shannon(bits), "k-", label="Shannon, normal")
+        axis.plot(bits, measurement.shannon_unbiased(bits), "k--", label="Shannon, unbiased")
+        axis.plot(*measurement.entropy_coded_uniform(), "-", color="tab:gray", label="entropy-coded uniform, normal")
+        axis.plot(*measurement.fixed_length(), ".:", color="tab:gray", label="Lloyd-Max, normal")
         for i, family in enumerate(families):
             group = [row for row in rows if row["source"] == source and row["encoder"].partition(":")[0] == family]
             colour = f"C{i}"

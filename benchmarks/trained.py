@@ -22,13 +22,7 @@ def trained(training: experiments.Training, logdir: pathlib.Path) -> runs.RunDir
     return run
 
 
-def metrics(run: runs.RunDirectory) -> list[dict[str, str]]:
-    """Returns the rows of metrics.csv."""
-    with open(run.metrics, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def final(experiment: tff_kit.Experiment, rows: list[dict[str, str]]) -> dict[str, Any]:
+def final(experiment: tff_kit.Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns what a federated run came to: its test accuracy and loss, and its bits, in total."""
     last = rows[-1]
     return {
@@ -38,10 +32,10 @@ def final(experiment: tff_kit.Experiment, rows: list[dict[str, str]]) -> dict[st
         "seed": experiment.seed,
         "rounds": experiment.rounds,
         "clients": experiment.clients,
-        "test_accuracy": round(float(last["test_accuracy"]), 5),
-        "test_loss": round(float(last["test_loss"]), 5),
-        "broadcast_bits": int(last["broadcast_bits"]),
-        "aggregate_bits": int(last["aggregate_bits"]),
+        "test_accuracy": round(last["test_accuracy"], 5),
+        "test_loss": round(last["test_loss"], 5),
+        "broadcast_bits": last["broadcast_bits"],
+        "aggregate_bits": last["aggregate_bits"],
     }
 
 

@@ -1,7 +1,11 @@
-"""The README says what the results say."""
+"""The README says what the results say, and its example of an own task runs as it stands."""
+
+import re
 
 import pytest
 from conftest import ROOT
+
+import tff_kit
 
 
 @pytest.mark.parametrize(
@@ -12,3 +16,15 @@ def test_tables_are_those_of_the_results(name):
     table = [line for line in (ROOT / "results" / name).read_text().splitlines() if line.startswith("|")]
     assert table
     assert [line for line in table if line not in text.splitlines()] == []
+
+
+def test_the_example_of_an_own_model_and_own_data_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (example,) = [text for text in examples if "tff_kit.Experiment" in text]
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert tff_kit.evaluate(names["MyTask"](), names["run"])["accuracy"] > 0.85
+    rows = names["run"].read_metrics()
+    assert rows[-1]["aggregate_bits"] < rows[-1]["broadcast_bits"] < 20 * 5 * 650 * 32 / 2
+    assert capsys.readouterr().out.splitlines()[-1].startswith("{'accuracy': 0.")

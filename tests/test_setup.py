@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -85,6 +86,13 @@ def test_every_requirement_is_pinned_once():
         "tensorboard",
         "jupyter",
     } <= set(names)
+
+
+def test_tensorboard_starts():
+    program = subprocess.run(
+        [sys.executable, "-m", "tensorboard.main", "--version"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert program.stdout.strip() == "2.14.1", program.stderr
 
 
 def test_make_help_lists_every_target():

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from conftest import ROOT, write_cache
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tff_kit
 from tff_kit import __main__ as command_line
@@ -72,6 +73,20 @@ def test_tensorboard_has_the_tutorials_curves_and_more(run):
     rows = _rows(run)
     mebibytes = [(int(row["broadcast_bits"]) + int(row["aggregate_bits"])) // 2**23 for row in rows[1::2]]
     assert [event.step for event in curves["test_accuracy_by_total_MiB"]] == mebibytes
+
+
+def test_tensorboard_has_the_settings_as_hyperparameters(run):
+    events = event_accumulator.EventAccumulator(str(run)).Reload()
+    data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    shown = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
+    assert shown["broadcast"].string_value == "uniform:8"
+    assert shown["client_lr"].number_value == 0.1
+    assert shown["data"].string_value == "the 1,797 digits of scikit-learn"
+    data = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    table = plugin_data_pb2.HParamsPluginData.FromString(data).experiment
+    assert [column.name for column in table.hparam_infos][:5] == ["broadcast", "mean", "client_lr", "seed", "rounds"]
+    tags = {"test_accuracy", "cumulative_broadcasted_bits"}
+    assert tags <= {metric.name.tag for metric in table.metric_infos} <= set(events.Tags()["tensors"])
 
 
 def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):

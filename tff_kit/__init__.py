@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up mess
 from tff_kit import runtime
 from tff_kit.centralized import train as train_centralized
 from tff_kit.cluster import Machines
+from tff_kit.datasets import from_arrays
 from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
 from tff_kit.evaluation import evaluate
 from tff_kit.experiments import CentralizedKeywordSpotting, Emnist, Experiment, KeywordSpotting
@@ -25,6 +26,7 @@ from tff_kit.processes import (
 )
 from tff_kit.sizing import format_size, set_sizing_environment, sizing_executor_factory
 from tff_kit.training import train
+from tff_kit.updates import client_updates
 
 __all__ = [
     "CentralizedKeywordSpotting",
@@ -37,8 +39,10 @@ __all__ = [
     "build_encoded_mean_process_from_model",
     "build_federated_averaging_process",
     "build_mean_encoder_fn",
+    "client_updates",
     "evaluate",
     "format_size",
+    "from_arrays",
     "set_sizing_environment",
     "sizing_executor_factory",
     "train",

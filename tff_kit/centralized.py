@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 import tensorflow as tf
 from rich.console import Console
+from tensorboard.plugins.hparams import api as hp
 
 from tff_kit import report, runs
 from tff_kit.evaluation import compiled, evaluate_model
@@ -74,6 +75,7 @@ def train(
                     ),
                     tf.keras.callbacks.CSVLogger(str(run.metrics), append=True),
                     tf.keras.callbacks.TensorBoard(str(run.path), write_graph=False),
+                    hp.KerasCallback(str(run.path), report.settings(training, data), trial_id=run.path.name),
                     # Last of all: what a killed run goes on from is an epoch of which everything else is written.
                     tf.keras.callbacks.ModelCheckpoint(str(run.checkpoints / "epoch_{epoch:03d}"), save_weights_only=True),
                 ],

@@ -30,18 +30,22 @@ def evaluate_model(model: tf.keras.Model, batches: tf.data.Dataset) -> dict[str,
 def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
     """Returns accuracy, loss and the number of examples of the final model in `run` on the training's held-out data.
 
+    Args:
+      training: The settings, which say what the held-out data is.
+      run: What `tff_kit.train` returned, or `tff_kit.runs.RunDirectory(path)` of an earlier run.
+
+    Returns:
+      A dict of `accuracy`, `loss` and `examples`.
+
     Raises:
+      tff_kit.datasets.DataError: If the data is missing or broken.
       tff_kit.runs.RunError: If there is no such model, or one that doesn't fit the data.
     """
     data = training.load_data()
-    try:
-        model = tf.keras.models.load_model(run.model, compile=False)
-    except (OSError, ValueError) as error:
-        raise runs.RunError(f"Expected a trained model in {run.model}, found none: {error}") from error
-    expected, found = training.build_model(), model
+    expected, found = training.build_model(), run.load_model()
     if (expected.input_shape, expected.output_shape) != (found.input_shape, found.output_shape):
         raise runs.RunError(
             f"Expected a model from {expected.input_shape} to {expected.output_shape} for {training.task}, "
             f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
         )
-    return evaluate_model(compiled(model, training), data.test)
+    return evaluate_model(compiled(found, training), data.test)

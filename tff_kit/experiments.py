@@ -55,7 +55,11 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Training):
-    """What every federated averaging experiment can be told."""
+    """What every federated averaging experiment can be told; the settings of `tff_kit.train`.
+
+    A subclass is a task: it says what is trained on what by `load_data`, `build_model` and `build_loss`, has a name in `task`,
+    and may have other defaults and further settings. `python -m tff_kit train emnist --help` explains each setting.
+    """
 
     rounds: int = 10
     """Rounds of federated averaging."""

@@ -52,7 +52,10 @@ def build_federated_averaging_process(
       weighted: Whether clients count by their numbers of examples, or all the same.
 
     Returns:
-      A `tff.learning.templates.LearningProcess`; `next(state, client_datasets)` returns `state` and `metrics`.
+      A `tff.learning.templates.LearningProcess`: `initialize()` returns a state, `next(state, client_datasets)` trains a round on
+      a list of `tf.data.Dataset`s of batches, one a client, and returns a new state and metrics, `get_model_weights(state)`
+      returns the weights. Metrics have `client_work/train`, what the model measures, and the measurements of the
+      `distributor` and of the `aggregator`.
 
     Raises:
       TypeError: If an optimizer is neither of the above.
@@ -74,7 +77,8 @@ def build_encoded_broadcast_process_from_model(
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
     The server encodes once, all clients receive the same payload and decode it. The encoders' state lives on the server
-    and is updated in each round.
+    and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
+    `distortion`, the squared error of the encoding over the squared norm of what was encoded.
 
     With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself, and adds
     to it what encoding lost in the round before. So a client needs no memory of earlier rounds, the first round costs next to
@@ -84,13 +88,15 @@ def build_encoded_broadcast_process_from_model(
 
     Args:
       model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
-      encoder_fn: Returns a `SimpleEncoder` for a variable's `tf.TensorSpec`; such as
-        `tff_kit.build_broadcast_encoder_fn("uniform:8")`.
+      encoder_fn: Returns the `SimpleEncoder` of a variable, trainable or not, given its `tf.TensorSpec`:
+        `tff_kit.build_broadcast_encoder_fn("uniform:8")`, or a function of one's own that ends in
+        `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
       change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
         wherever it is called, as the models here do when they are given a seed.
 
     Returns:
-      A `DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process`.
+      A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
+      `model_distributor` of TFF's own `tff.learning.algorithms`.
 
     Raises:
       TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
@@ -151,13 +157,28 @@ def build_encoded_mean_process_from_model(
     Each client multiplies its update by its weight and encodes it; the server decodes, adds, and divides by the sum of
     weights. The encoders' state lives on the server and is updated in each round with what the clients report.
 
+        process = tff_kit.build_federated_averaging_process(
+            model_fn,
+            client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+            aggregation_process=tff_kit.build_encoded_mean_process_from_model(
+                model_fn, tff_kit.build_mean_encoder_fn("uniform:8")
+            ),
+        )
+        state, metrics = process.next(process.initialize(), client_datasets)
+        metrics["aggregator"]["mean_value"]  # bits_per_client, distortion
+
+    `bits_per_client` is the payload of a client's message on average over clients, side information included; `distortion` is
+    the squared error of the clients' encodings over the squared norm of their updates.
+
     Args:
-      model_fn: Returns a `tff.learning.models.VariableModel`; its weights are checked to fit the encoders.
-      encoder_fn: Returns a `GatherEncoder` for a variable's `tf.TensorSpec`; such as
-        `tff_kit.build_mean_encoder_fn("uniform:8")`.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; its weights are checked to fit the encoders.
+      encoder_fn: Returns the `GatherEncoder` of a trainable variable, given its `tf.TensorSpec`, so that each may have another:
+        `tff_kit.build_mean_encoder_fn("uniform:8")`, or a function of one's own that ends in
+        `tensor_encoding`'s `te.encoders.as_gather_encoder(encoder, spec)`.
 
     Returns:
-      A `tff.aggregators.WeightedAggregationFactory`, the `aggregation_process` of `build_federated_averaging_process`.
+      A `tff.aggregators.WeightedAggregationFactory`, the `aggregation_process` of `build_federated_averaging_process` and the
+      `model_aggregator` of TFF's own `tff.learning.algorithms`.
 
     Raises:
       TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import pathlib
 from typing import Any
 
@@ -13,10 +12,11 @@ from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Table
+from tensorboard.plugins.hparams import api as hp
 
 from tff_kit import runs, sizing
 from tff_kit.datasets import FederatedDataset
-from tff_kit.experiments import Experiment
+from tff_kit.experiments import Experiment, Training
 
 _MEBIBYTE = 8 * 2**20  # In bits.
 _LONG_TABLE = 30
@@ -37,17 +37,25 @@ METRICS = (
 )
 """The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
 
+_TELLING = ("broadcast", "mean", "client_lr", "seed", "rounds")
+_COMPARED = ("test_accuracy", "test_loss", "cumulative_broadcasted_bits", "cumulative_aggregated_bits")
+
 
 class Logs:
     """Writes each round to metrics.csv and to TensorBoard."""
 
-    def __init__(self, run: runs.RunDirectory):
+    def __init__(self, run: runs.RunDirectory, experiment: Experiment, data: FederatedDataset):
         self._metrics = run.metrics
         if not run.metrics.exists():
             self.clear()
         # Rewritten whole with each round: a run that is killed leaves no half line.
         self._csv = tff.program.CSVFileReleaseManager(run.metrics, tff.program.CSVSaveMode.WRITE, key_fieldname="round")
-        self._tensorboard = tff.program.TensorBoardReleaseManager(run.path)
+        # One file for curves and hyperparameters, hence not TFF's manager: TensorBoard follows only the last file of a run.
+        self._tensorboard = tf.summary.create_file_writer(str(run.path))
+        with self._tensorboard.as_default():
+            shown = settings(experiment, data)
+            hp.hparams_config([hp.HParam(name) for name in shown], [hp.Metric(name) for name in _COMPARED])
+            hp.hparams(shown, trial_id=run.path.name)
 
     def clear(self) -> None:
         """Leaves nothing in metrics.csv but its columns' names, which TFF's manager then keeps in this order."""
@@ -65,11 +73,24 @@ class Logs:
             "broadcast_distortion": row["broadcast_distortion"],
             "aggregate_distortion": row["aggregate_distortion"],
         }
+        by_mebibytes = {}
         if row["test_accuracy"] is not None:
             scalars.update(test_loss=row["test_loss"], test_accuracy=row["test_accuracy"])
-            mebibytes = (row["broadcast_bits"] + row["aggregate_bits"]) // _MEBIBYTE
-            asyncio.run(self._tensorboard.release({"test_accuracy_by_total_MiB": row["test_accuracy"]}, key=mebibytes))
-        asyncio.run(self._tensorboard.release(scalars, key=row["round"]))
+            by_mebibytes["test_accuracy_by_total_MiB"] = row["test_accuracy"]
+        mebibytes = (row["broadcast_bits"] + row["aggregate_bits"]) // _MEBIBYTE
+        with self._tensorboard.as_default():
+            for step, curves in ((row["round"], scalars), (mebibytes, by_mebibytes)):
+                for name, value in curves.items():
+                    tf.summary.scalar(name, value, step)
+            self._tensorboard.flush()
+
+
+def settings(training: Training, data: FederatedDataset) -> dict[str, Any]:
+    """Returns what TensorBoard's table of hyperparameters shows of a run: its settings, the telling ones first, and its data."""
+    found = {**vars(training), "task": training.task, "data": data.name}
+    names = [name for name in _TELLING if name in found]
+    names += [name for name in found if name not in names]
+    return {name: found[name] if isinstance(found[name], (int, float)) else str(found[name]) for name in names}
 
 
 class _WithBar:
@@ -161,8 +182,7 @@ def print_note(console: Console, note: str) -> None:
 
 def print_table(console: Console, experiment: Experiment, data: FederatedDataset, run: runs.RunDirectory) -> None:
     """Prints a table of the run's rounds; of a long run, those that were evaluated."""
-    with open(run.metrics, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = run.read_metrics()
     if len(rows) > _LONG_TABLE:
         rows = [row for row in rows if row["test_accuracy"]]
     table = Table(
@@ -175,10 +195,10 @@ def print_table(console: Console, experiment: Experiment, data: FederatedDataset
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["round"],
-            *(f"{float(row[name]):.4f}" if row[name] else "" for name in METRICS[1:5]),
-            *(sizing.format_size(int(row[name])) for name in METRICS[5:7]),
-            f"{float(row['seconds']):.2f}",
+            str(row["round"]),
+            *("" if row[name] is None else f"{row[name]:.4f}" for name in METRICS[1:5]),
+            *(sizing.format_size(row[name]) for name in METRICS[5:7]),
+            f"{row['seconds']:.2f}",
         )
     console.print(table)
     console.print(

@@ -12,6 +12,7 @@ worker.log      what TFF's worker printed
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import datetime
 import fcntl
@@ -64,6 +65,21 @@ class RunDirectory:
     def worker_log(self) -> pathlib.Path:
         return self.path / "worker.log"
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the rows of metrics.csv as numbers, `None` where there is none; raises `RunError` where there is no file."""
+        try:
+            with open(self.metrics, newline="") as file:
+                return [{name: read_number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError) as error:
+            raise RunError(f"Expected a run with its metrics.csv in {self.path}, found {error!r}.") from error
+
+    def load_model(self) -> tf.keras.Model:
+        """Returns the final model, not compiled; raises `RunError` where there is none."""
+        try:
+            return tf.keras.models.load_model(self.model, compile=False)
+        except (OSError, ValueError) as error:
+            raise RunError(f"Expected a trained model in {self.model}, found none: {error}") from error
+
     def read_settings(self, expected: type[T]) -> T:
         """Returns the settings of the run; raises `RunError` where there is none, or of another task."""
         try:
@@ -91,6 +107,13 @@ class RunDirectory:
         part = self.settings.with_suffix(".part")
         part.write_text(json.dumps(settings, indent=2) + "\n")
         part.replace(self.settings)
+
+
+def read_number(text: str) -> Union[int, float, None]:
+    """Returns the number in a cell of a CSV file, `None` for an empty one; raises `ValueError` for what is none."""
+    if not text:
+        return None
+    return int(text) if re.fullmatch("[0-9]+", text) else float(text)
 
 
 def default_path(logdir: Optional[Union[str, pathlib.Path]], *names: str) -> pathlib.Path:

@@ -265,6 +265,10 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
 def sizing_executor_factory(worker: Optional[runtime.Worker] = None, default_num_clients: int = 0) -> SizingExecutorFactory:
     """Returns an executor factory for `tff.framework.SyncExecutionContext` that measures communication.
 
+    `get_size_info()` of it returns a `SizeInfo`: `broadcast_bits` and `aggregate_bits`, running totals over all clients with an
+    entry for each call of a computation, and `broadcast_history` and `aggregate_history`, each tensor that crossed. What
+    counts, and what does not, is said at the top of `tff_kit.sizing`. `set_sizing_environment` makes the context too.
+
     Args:
       worker: The process to compute on; `None` for the one that all factories of this Python process share.
       default_num_clients: How many clients there are in a computation whose arguments do not tell.
@@ -274,6 +278,10 @@ def sizing_executor_factory(worker: Optional[runtime.Worker] = None, default_num
 
 def set_sizing_environment(worker: Optional[runtime.Worker] = None) -> SizingExecutorFactory:
     """Makes a context that measures communication the default one, and returns its factory.
+
+        sizes = tff_kit.set_sizing_environment()
+        state, metrics = process.next(process.initialize(), client_datasets)
+        print(tff_kit.format_size(sizes.get_size_info().broadcast_bits[-1]))
 
     Args:
       worker: The process to compute on; `None` for the one that all factories of this Python process share.

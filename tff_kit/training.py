@@ -152,7 +152,7 @@ class _Training:
         self._checkpoints = tff.program.FileProgramStateManager(
             run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
         )
-        self._logs = report.Logs(run)
+        self._logs = report.Logs(run, experiment, data)
 
     def run(self) -> None:
         state, first, spent = self._start()

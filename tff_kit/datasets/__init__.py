@@ -1,5 +1,6 @@
 """Client data: who has which examples, and how a client's examples become batches."""
 
+from tff_kit.datasets.arrays import from_arrays
 from tff_kit.datasets.federated import DataError, FederatedDataset
 
-__all__ = ["DataError", "FederatedDataset"]
+__all__ = ["DataError", "FederatedDataset", "from_arrays"]

@@ -10,7 +10,7 @@ from tff_kit.encoders.rice import RiceCodingStage
 from tff_kit.encoders.rotation import RotationStage
 from tff_kit.encoders.size import payload_bits
 from tff_kit.encoders.sparsification import RandomKStage, TopKStage
-from tff_kit.encoders.spec import THRESHOLD, SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
+from tff_kit.encoders.spec import THRESHOLD, SpecError, add_stage, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
 
 __all__ = [
     "THRESHOLD",
@@ -26,6 +26,7 @@ __all__ = [
     "StepQuantizationStage",
     "TopKStage",
     "UniformQuantizationStage",
+    "add_stage",
     "build_broadcast_encoder_fn",
     "build_mean_encoder_fn",
     "parse_spec",

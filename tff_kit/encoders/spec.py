@@ -14,6 +14,7 @@ numbers, or integers, and these become bits. Integers from a known range are pac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import typing
@@ -142,6 +143,38 @@ _STAGES = {
     "entropy": _Stage(_coder(EntropyCodingStage), _INTEGERS, _BITS),  # rANS by the integers' own frequencies.
     "rice": _Stage(_coder(RiceCodingStage), _INTEGERS, _BITS),  # Golomb-Rice coding.
 }
+_BUILT_IN = tuple(_STAGES)
+
+
+def add_stage(
+    name: str,
+    make: Callable[..., te.core.EncodingStageInterface],
+    key: Optional[str] = None,
+    integers: bool = False,
+    coder: Optional[te.core.EncodingStageInterface] = None,
+) -> None:
+    """Makes a stage of one's own available as NAME in every SPEC of this process.
+
+    Args:
+      name: What it goes by, lower-case letters, digits and _; another stage of one's own with this name is replaced.
+      make: Returns the stage. Its parameters are the stage's ARGUMENTs, annotated with int, float, bool or str.
+      key: Of the tensor, in what the stage puts out, that a stage behind it may encode; `None` where none may follow.
+      integers: Whether that tensor holds integers, which a coder can follow, or numbers, as the stage was given.
+      coder: What encodes that tensor where no stage follows. Without it numbers travel as they are, and integers are refused.
+
+    Raises:
+      ValueError: If `name` is not such a name, or that of a stage that was here already.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in _BUILT_IN:
+        raise ValueError(
+            f"Expected a name of lower-case letters, digits and _ that is not one of {', '.join(_BUILT_IN)}; found {name!r}."
+        )
+
+    @functools.wraps(make)  # SPEC's arguments are parsed by its signature.
+    def parts(**arguments):
+        return lambda seed: [_Part(make(**arguments), key, coder, bare_is_refused=integers)]
+
+    _STAGES[name] = _Stage(parts, _NUMBERS, _BITS if key is None else _INTEGERS if integers else _NUMBERS)
 
 
 def parse_spec(spec: str) -> tuple[EncoderFactory, EncoderFactory]:
@@ -260,7 +293,8 @@ def build_broadcast_encoder_fn(
 
     Args:
       spec: The encoder of variables with more than `threshold` elements, and after a slash that of the others; without it
-        they travel as they are.
+        they travel as they are. Stages chained by `+`, such as `uniform:8` or `lowrank:8+step:1+entropy/uniform:8`;
+        `docs/encoders.md` lists them, and the message of a SpecError.
       threshold: In elements. 0 makes all variables large.
       seed: For the encoder's random draws.
 
@@ -275,7 +309,13 @@ def build_mean_encoder_fn(
 ) -> Callable[[tf.TensorSpec], te.core.GatherEncoder]:
     """Returns a function from a variable's `tf.TensorSpec` to the encoder of the clients' updates to it.
 
-    Arguments and errors are those of `build_broadcast_encoder_fn`.
+    Args:
+      spec: As of `build_broadcast_encoder_fn`.
+      threshold: Likewise.
+      seed: Likewise.
+
+    Raises:
+      SpecError: If `spec` names no encoder.
     """
     return _encoder_fn(spec, threshold, seed, te.encoders.as_gather_encoder)
 
