@@ -6,6 +6,7 @@ Each client sends its own number and the sum is known, so a client that is missi
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pathlib
 import platform
@@ -109,7 +110,8 @@ def main(rounds: int = 200, every: int = 5, worker_timeout: float = 3.0) -> None
     exact = info.broadcast_bits[-1] == info.aggregate_bits[-1] == expected and len(info.broadcast_bits) == rounds
     context.close()
     for worker in started:
-        worker.process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may be that the last fault killed it.
+            worker.process.kill()
     lines = [
         f"`python -m benchmarks.faults`, two workers on one machine of {os.cpu_count()} cores, {_CLIENTS} clients a round, "
         f"--worker-timeout {worker_timeout:g}, Python {platform.python_version()}.",
