@@ -96,34 +96,50 @@ def _round(process, context, sizes, state=None, rounds=1):
     return weights, output.metrics, sizes.get_size_info()
 
 
-@pytest.mark.parametrize(
-    ("broadcast", "mean", "change"),
-    [
-        ("identity", "identity", False),
-        ("uniform:8", "uniform:8", False),
-        ("lowrank:2+step:0.5+entropy", "rotate+uniform:4+entropy", True),
-    ],
-)
-def test_two_workers_train_as_one_does(pair, join, broadcast, mean, change):
-    process = tff_kit.build_federated_averaging_process(
+def _process(broadcast, mean, change=False):
+    return tff_kit.build_federated_averaging_process(
         model_fn,
         tff.learning.optimizers.build_sgdm(0.1),
         None,
         tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn(broadcast, 100), change),
         tff_kit.build_encoded_mean_process_from_model(model_fn, tff_kit.build_mean_encoder_fn(mean, 100)),
     )
-    one = sizing.sizing_executor_factory()
-    expected, expected_metrics, expected_sizes = _round(process, runtime.create_context(one), one)
-    context, sizes, said = join(pair)
-    found, found_metrics, found_sizes = _round(process, context, sizes)
-    for a, b in zip(expected, found):
+
+
+def _assert_equal(expected, found):
+    """Compares weights and metrics but for the order of sums, and bits exactly: a list of calls, a round one here as there."""
+    for a, b in zip(expected[0], found[0]):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), expected_metrics, found_metrics)
-    # A list of calls, of which a round is one here as there.
-    assert found_sizes.broadcast_bits == expected_sizes.broadcast_bits
-    assert found_sizes.aggregate_bits == expected_sizes.aggregate_bits
-    assert found_sizes.broadcast_bits[-1] > 0
+    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), expected[1], found[1])
+    assert found[2].broadcast_bits == expected[2].broadcast_bits
+    assert found[2].aggregate_bits == expected[2].aggregate_bits
+    assert found[2].broadcast_bits[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("broadcast", "mean", "change"),
+    [
+        ("identity", "identity", False),
+        ("uniform:8", "uniform:8", False),
+        ("uniform:8", "uniform:4+entropy", True),
+    ],
+)
+def test_two_workers_train_as_one_does(pair, join, broadcast, mean, change):
+    process = _process(broadcast, mean, change)
+    one = sizing.sizing_executor_factory()
+    expected = _round(process, runtime.create_context(one), one)
+    context, sizes, said = join(pair)
+    _assert_equal(expected, _round(process, context, sizes))
     assert said == []
+
+
+def test_some_clients_at_a_time_train_as_all_at_once():
+    process = _process("identity", "uniform:8")
+    rounds = []
+    for at_a_time in (5, 2):
+        with cluster.open_context(tff_kit.Machines(clients_at_a_time=at_a_time), clients=5) as (context, sizes):
+            rounds.append(_round(process, context, sizes))
+    _assert_equal(*rounds)
 
 
 def test_more_workers_than_clients(pair, join):
@@ -365,17 +381,25 @@ def test_a_port_that_is_taken_is_refused(pair, capsys):
 # The commands.
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_worker_ends_with_who_started_it_and_by_signals(sent):
-    program = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'tff_kit', 'worker', '--port', '0'])"
+def test_the_worker_command_ends_with_who_started_it():
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'tff_kit', 'worker', '--port', '0', '--insecure'])"
     parent = psutil.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert parent.stdout.readline().startswith("worker at 127.0.0.1:")
     (worker,) = parent.children()
     _wait_until(lambda: len(worker.children()) == 1)
     started = [worker, *worker.children()]
-    (parent if sent == signal.SIGKILL else worker).send_signal(sent)
+    parent.kill()
     assert not psutil.wait_procs(started, timeout=10)[1]
     parent.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_ends_by_signals(sent):
+    worker = Started()
+    cluster.RemoteWorker(worker.address).wait_until_ready()
+    started = [worker.process, *worker.process.children()]
+    worker.process.send_signal(sent)
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 @pytest.mark.parametrize(
@@ -383,6 +407,7 @@ def test_a_worker_ends_with_who_started_it_and_by_signals(sent):
     [
         (["--workers", "localhost"], "Expected --workers to be HOST:PORT,HOST:PORT, found 'localhost'"),
         (["--workers", "localhost:1,"], "found ''"),
+        (["--clients-at-a-time", "0"], "Expected --clients-at-a-time to be at least 1"),
         (["--worker-timeout", "0"], "Expected --worker-timeout to be more than 0"),
         (["--credential", "nowhere.pem"], "Expected a PEM file at --credential nowhere.pem"),
         (["--workers", "127.0.0.1:1", "--worker-timeout", "0.5"], "Expected a worker at 127.0.0.1:1, found none that answers"),

@@ -9,7 +9,16 @@ import tff_kit
 
 
 @pytest.mark.parametrize(
-    "name", ["emnist_accuracy.md", "round_time.md", "kws_accuracy.md", "round_time_kws_1s.md", "bits_to_accuracy.md"]
+    "name",
+    [
+        "emnist_accuracy.md",
+        "round_time.md",
+        "kws_accuracy.md",
+        "round_time_kws_1s.md",
+        "bits_to_accuracy.md",
+        "faults.md",
+        "many_clients.md",
+    ],
 )
 def test_tables_are_those_of_the_results(name):
     text = (ROOT / "README.md").read_text()

@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up mess
 
 from tff_kit import runtime
 from tff_kit.centralized import train as train_centralized
+from tff_kit.cluster import Machines
 from tff_kit.datasets import from_arrays
 from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
 from tff_kit.evaluation import evaluate
@@ -32,6 +33,7 @@ __all__ = [
     "Emnist",
     "Experiment",
     "KeywordSpotting",
+    "Machines",
     "build_broadcast_encoder_fn",
     "build_encoded_broadcast_process_from_model",
     "build_encoded_mean_process_from_model",

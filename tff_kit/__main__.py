@@ -131,7 +131,6 @@ def _worker(
     bind: str = "127.0.0.1",
     credential: Optional[pathlib.Path] = None,
     insecure: bool = False,
-    max_concurrent: int = 0,
 ) -> None:
     """Computes for trainings that have this machine in --workers, until Ctrl-C or the end of the process that started it.
 
@@ -141,9 +140,8 @@ def _worker(
         credential: PEM file of a key and its certificate, as scripts/credential.sh makes one. Only trainings with the same file
             can connect, and all is encrypted.
         insecure: Serve everybody, unencrypted; and run where the system allows no network namespace to shut the worker in.
-        max_concurrent: Clients at a time; 0 for as many as there are. Fewer take less memory.
     """
-    runtime.serve(port, bind, credential, insecure, max_concurrent)
+    runtime.serve(port, bind, credential, insecure)
 
 
 _TASK_COMMANDS = ("train", "evaluate")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Protocol, Union
 
 import grpc
 import tensorflow as tf
@@ -26,7 +27,7 @@ import tensorflow_federated as tff
 
 from tff_kit import runtime, sizing
 
-ExecutorFactoryFn = Callable[["RemoteWorker"], tff.framework.ExecutorFactory]
+ExecutorFactoryFn = Callable[[runtime.AnyWorker], tff.framework.ExecutorFactory]
 _ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
 _COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
 _AT_SERVER = ("federated_apply", "federated_eval_at_server")
@@ -45,8 +46,8 @@ class Machines:
     ends."""
     credential: Optional[str] = None
     """PEM file of the key and certificate that the workers were started with, if they were."""
-    max_concurrent: int = 0
-    """Clients at a time on the training's own worker; 0 for as many as there are. Fewer take less memory."""
+    clients_at_a_time: int = 50
+    """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer take less memory."""
 
     def __post_init__(self):
         for address in self.addresses:
@@ -54,6 +55,8 @@ class Machines:
                 raise runtime.WorkerError(f"Expected --workers to be HOST:PORT,HOST:PORT, found {address!r}.")
         if self.worker_timeout <= 0:
             raise runtime.WorkerError(f"Expected --worker-timeout to be more than 0, found {self.worker_timeout:g}.")
+        if self.clients_at_a_time < 1:
+            raise runtime.WorkerError(f"Expected --clients-at-a-time to be at least 1, found {self.clients_at_a_time}.")
         if self.credential is not None and not pathlib.Path(self.credential).is_file():
             raise runtime.WorkerError(f"Expected a PEM file at --credential {self.credential}, found none.")
 
@@ -68,38 +71,79 @@ ONE_MACHINE = Machines()
 
 @contextlib.contextmanager
 def open_context(
-    machines: Machines, log: Optional[pathlib.Path] = None, report: Callable[[str], None] = lambda line: None
+    machines: Machines,
+    clients: int,
+    log: Optional[pathlib.Path] = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[tff.framework.SyncContext, sizing.SizingExecutorFactory]]:
     """A context on `machines` and the factory that tells what crossed in it.
 
     Args:
       machines: Where to compute.
+      clients: How many there are in a round.
       log: What an own worker prints is appended to it.
       report: Called with a sentence when a worker was lost or answers again.
 
     Raises:
       tff_kit.runtime.WorkerError: If a worker does not answer.
     """
-    if not machines.addresses:
-        own = runtime.Worker(log, machines.max_concurrent)
-        sizes = sizing.sizing_executor_factory(own)
-        try:
+    parts = math.ceil(clients / machines.clients_at_a_time)
+    own = runtime.Worker(log)
+    sizes = sizing.sizing_executor_factory(own)
+    remote = [RemoteWorker(address, machines.credential, machines.worker_timeout) for address in machines.addresses]
+    try:
+        for worker in remote:
+            worker.wait_until_ready()
+        if not remote:
             own.stub()
             if not own.isolated:
                 report("This system allows no network namespace, so TFF's worker listens on all addresses of this machine.")
+        if not remote and parts == 1:
             yield runtime.create_context(sizes), sizes
-        finally:
-            own.stop()
-        return
-    sizes = sizing.sizing_executor_factory()
-    workers = [RemoteWorker(address, machines.credential, machines.worker_timeout) for address in machines.addresses]
-    context = ClusterContext(workers, sizes.for_worker, sizes.one_call, machines.worker_timeout, report)
-    try:
-        for worker in workers:
-            worker.wait_until_ready()
-        yield context, sizes
+            return
+        workers: Sequence[AnyWorker] = remote or [_OwnWorker(own)]
+        context = ClusterContext(workers, sizes.for_worker, sizes.one_call, machines.worker_timeout, report, parts)
+        with contextlib.closing(context):
+            yield context, sizes
     finally:
-        context.close()
+        for worker in remote:
+            worker.disconnect()
+        own.stop()
+
+
+class AnyWorker(runtime.AnyWorker, Protocol):
+    """A worker that can be lost, and come back."""
+
+    address: str
+
+    def connect(self) -> None:
+        """Opens a new connection, whatever became of the one before."""
+
+    def disconnect(self) -> None:
+        """Ends the connection: what waits for the worker fails."""
+
+    def answers(self, timeout: Optional[float] = None) -> bool:
+        """Returns whether the worker answers, which may take `timeout` seconds."""
+
+
+class _OwnWorker:
+    """The training's own worker, which it starts again itself."""
+
+    address = "on this machine"
+
+    def __init__(self, worker: runtime.Worker):
+        self._worker = worker
+        self.stub = worker.stub
+
+    def connect(self) -> None:
+        pass
+
+    def disconnect(self) -> None:
+        pass
+
+    def answers(self, timeout: Optional[float] = None) -> bool:
+        del timeout
+        return self._worker.pid is not None
 
 
 class RemoteWorker:
@@ -183,7 +227,7 @@ class _Member:
 
     def __init__(
         self,
-        worker: RemoteWorker,
+        worker: AnyWorker,
         executor_factory_fn: ExecutorFactoryFn,
         report: Callable[[str], None],
         threads: futures.Executor,
@@ -265,7 +309,7 @@ class _Lane(tff.framework.AsyncContext):
                 await member.find_again()
 
 
-class ClusterContext(tff.framework.MergeableCompExecutionContext):
+class ClusterContext(tff.framework.SyncContext):
     """TFF's mergeable context over workers that may be lost, and that are used again when they answer again.
 
     Args:
@@ -274,15 +318,17 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
       whole_call: A context manager around each call; such as the `one_call` of a sizing executor factory.
       patience: Seconds without any worker that answers until a call fails.
       report: Called with a sentence when a worker was lost or answers again.
+      parts: In how many parts the clients are divided; at least as many as there are workers, which take the parts in turn.
     """
 
     def __init__(
         self,
-        workers: Sequence[RemoteWorker],
+        workers: Sequence[AnyWorker],
         executor_factory_fn: ExecutorFactoryFn = runtime.worker_executor_factory,
         whole_call: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         patience: float = 60.0,
         report: Callable[[str], None] = lambda line: None,
+        parts: int = 1,
     ):
         # Each worker has a call and a question whether it is still there.
         self._threads = futures.ThreadPoolExecutor(2 * len(workers), thread_name_prefix="tff-cluster")
@@ -290,7 +336,9 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
         self._whole_call = whole_call
         # Each lane begins with another member, and what is left of a lost one goes to the next.
         lanes = [_Lane(self._members[i:] + self._members[:i], patience) for i in range(len(workers))]
-        super().__init__(lanes, compiler_fn=_compile)
+        create = tff.framework.MergeableCompExecutionContext
+        self._dividing = create(lanes, compiler_fn=_compile, num_subrounds=max(parts, len(workers)))
+        self._undividing = create(lanes[:1], compiler_fn=_compile)
 
     def invoke(self, comp: Any, arg: Any = None) -> Any:
         """Computes; raises `LostError` if no worker answers any more."""
@@ -299,7 +347,7 @@ class ClusterContext(tff.framework.MergeableCompExecutionContext):
                 member.find_again_now()
         with self._whole_call():
             try:
-                return super().invoke(comp, arg)
+                return (self._dividing if any(_divided(comp.type_signature.parameter)) else self._undividing).invoke(comp, arg)
             except BaseException as error:
                 if not isinstance(error, Exception):  # Such as Ctrl-C, which does not wait.
                     self._disconnect()
@@ -332,15 +380,16 @@ def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.Me
     return tff.framework.MergeableCompForm(up_to_merge=up_to_merge, merge=merge, after_merge=after_merge)
 
 
+def _divided(parameter: Optional[tff.Type]) -> list[bool]:
+    """Returns for each leaf of `parameter` whether each client has a value of its own there."""
+    if isinstance(parameter, tff.StructType):
+        return [leaf for element in parameter.children() for leaf in _divided(element)]
+    return [isinstance(parameter, tff.FederatedType) and parameter.placement is tff.CLIENTS and not parameter.all_equal]
+
+
 def _check_order(parameter: Optional[tff.Type]) -> None:
     """Raises ValueError where TFF's context would give all workers the same clients: it looks at the last argument only."""
-
-    def leaves(part: Optional[tff.Type]) -> list[bool]:
-        if isinstance(part, tff.StructType):
-            return [leaf for element in part.children() for leaf in leaves(element)]
-        return [isinstance(part, tff.FederatedType) and part.placement is tff.CLIENTS and not part.all_equal]
-
-    divided = leaves(parameter)
+    divided = _divided(parameter)
     if any(divided) and not divided[-1]:
         raise ValueError(f"Expected the clients' values behind the server's, to divide them among workers; found {parameter}.")
 

@@ -75,12 +75,10 @@ class Worker:
 
     Args:
       log: Where the worker's output is appended to. A path, or `None` for a temporary file that only shows in errors.
-      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
     """
 
-    def __init__(self, log: Optional[Union[str, os.PathLike]] = None, max_concurrent: int = 0):
+    def __init__(self, log: Optional[Union[str, os.PathLike]] = None):
         self._log = log
-        self._max_concurrent = max_concurrent
         self._running: Optional[_Running] = None
         self._lock = threading.Lock()
         self._stopped = False
@@ -130,7 +128,7 @@ class Worker:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
             # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
-            command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
+            command = worker_command(listening, os.getpid(), insecure=True)
             threading.Thread(target=_keep, args=(command, listening, log, started), name="tff-worker", daemon=True).start()
             process = started.result()
         channel = open_channel(f"127.0.0.1:{port}")
@@ -149,7 +147,6 @@ def serve(
     bind: str = "127.0.0.1",
     credential: Optional[Union[str, os.PathLike]] = None,
     insecure: bool = False,
-    max_concurrent: int = 0,
 ) -> NoReturn:
     """Makes this process a worker for trainings elsewhere. It ends by a signal, and with the process that started it.
 
@@ -159,7 +156,6 @@ def serve(
       credential: PEM file of a key and its certificate, which whoever connects must have as well.
       insecure: Whether to serve everybody who reaches an address beyond loopback, unencrypted, and to run where the system
         allows no network namespace.
-      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
 
     Raises:
       WorkerError: If others could connect without a credential, or the credential can't be used.
@@ -180,7 +176,7 @@ def serve(
     listening = socket.create_server(address[:2], family=family)
     listening.set_inheritable(True)
     print(f"worker at {bind}:{listening.getsockname()[1]}, {'TLS' if credential else 'plain text'}", flush=True)
-    command = worker_command(listening, os.getppid(), credential, insecure, max_concurrent)
+    command = worker_command(listening, os.getppid(), credential, insecure)
     os.execve(command[0], command, worker_environment())
 
 
@@ -189,7 +185,6 @@ def worker_command(
     parent: int,
     credential: Optional[Union[str, os.PathLike]] = None,
     insecure: bool = False,
-    max_concurrent: int = 0,
 ) -> list[str]:
     """Returns the command of a worker, to be run or executed with the file descriptor of `listening` inherited.
 
@@ -199,13 +194,11 @@ def worker_command(
       credential: PEM file of a key and its certificate, which whoever connects must have as well. `None` for plain text.
       insecure: Whether the worker shall also run where the system allows no network namespace. A port of it, drawn by
         chance, is then open on all addresses of the machine.
-      max_concurrent: Clients that it computes at a time; 0 for as many as there are.
     """
     options = [f"--socket={listening.fileno()}", f"--parent={parent}"]
     options += [] if credential is None else [f"--credential={os.fspath(credential)}"]
     options += ["--insecure"] if insecure else []
-    worker = [str(_BINARY), f"--max_concurrent_computation_calls={max_concurrent}"]
-    return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", *worker]
+    return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", str(_BINARY)]
 
 
 def open_channel(address: str, credential: Optional[Union[str, os.PathLike]] = None) -> grpc.Channel:

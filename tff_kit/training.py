@@ -77,7 +77,7 @@ def train(
         report.print_heading(console, what, data, run.path)
         with contextlib.ExitStack() as stack:
             note = functools.partial(report.print_note, console)
-            context, sizes = stack.enter_context(cluster.open_context(machines, run.worker_log, note))
+            context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
             stack.enter_context(tff.framework.get_context_stack().install(context))
             _Training(experiment, data, run, sizes, console).run()
     return run
