@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 #   tensorflow 2.14.1, numpy, scipy, attrs, packaging, typing-extensions 4.5, old as TFF 0.87.0 asks. A typing-extensions
 #                                from 4.6 on breaks tf.saved_model.save, and with it TFF's checkpoints.
 #   sqlalchemy 1.4.54            google-vizier, which TFF asks for, wants <=1.4.20, which has no wheel for Python 3.11.
+#   jupyterlab 4.5.6             The last one that starts with packaging 22.0, which TFF asks for.
 #   setuptools 81.0.0            TensorBoard 2.14 imports pkg_resources, which setuptools has no longer from 82 on.
 #   transformers 4.46.3          The last line that runs beside TensorFlow 2.14 and its Keras.
 HEADER

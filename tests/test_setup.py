@@ -88,11 +88,11 @@ def test_every_requirement_is_pinned_once():
     } <= set(names)
 
 
-def test_tensorboard_starts():
-    program = subprocess.run(
-        [sys.executable, "-m", "tensorboard.main", "--version"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert program.stdout.strip() == "2.14.1", program.stderr
+@pytest.mark.parametrize(("module", "version"), [("tensorboard.main", "2.14.1"), ("jupyterlab", "4.5.6")])
+def test_what_make_opens_in_a_browser_starts(module, version):
+    command = [sys.executable, "-m", module, "--version"]
+    program = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert program.stdout.strip() == version, program.stderr
 
 
 def test_make_help_lists_every_target():
