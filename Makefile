@@ -18,7 +18,7 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard test lint bench bench-rd requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -53,6 +53,12 @@ train-kws-centralized: setup ## Trains keyword spotting on STORE=folder without 
 
 tensorboard: setup ## Shows the curves of all runs in logs/.
 	@.venv/bin/tensorboard --logdir logs
+
+notebooks: setup ## Opens the notebooks in Jupyter Lab.
+	@.venv/bin/jupyter lab notebooks
+
+run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs; data by TFF_KIT_* variables.
+	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
 test: setup ## Runs all tests.
 	@$(PYTHON) -m pytest -n 2 --dist loadfile

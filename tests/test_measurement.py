@@ -42,7 +42,16 @@ def test_limits_are_those_of_the_literature():
 
 def test_updates_are_what_one_client_alone_changes(tmp_path):
     # A client trains on one batch, so that the order of its digits does not matter.
-    task = tff_kit.Emnist(data="digits", rounds=1, clients=1, client_lr=0.1, batch_size=500, mean="uniform:4", server_lr=0.5)
+    task = tff_kit.Emnist(
+        data="digits",
+        rounds=1,
+        clients=1,
+        client_lr=0.1,
+        batch_size=500,
+        mean="uniform:4",
+        server_optimizer="adam",
+        server_lr=0.001,
+    )
     run = tff_kit.train(task, tmp_path)
     (first, second) = tff_kit.client_updates(task, run, 2)
     assert [x.shape for x in first] == [tuple(w.shape) for w in task.build_model().trainable_weights]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_kit import runs, runtime, training
@@ -15,7 +16,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     """Returns the updates of the first `clients` clients that start from the final model of `run`.
 
     Args:
-      experiment: The settings that `run` was trained with; its encoders and its server's learning rate do not matter.
+      experiment: The settings that `run` was trained with; its encoders and its server's optimizer do not matter.
       run: A finished run.
       clients: How many clients.
 
@@ -23,18 +24,19 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
       For each client an array a trainable variable, float32: the weights after its local training minus those before.
     """
     data = experiment.load_data()
-    plain = dataclasses.replace(experiment, broadcast="identity", broadcast_change=False, mean="identity", server_lr=1.0)
-    process = training.build_process(plain, data)
-    before = [weights.numpy() for weights in run.load_model().trainable_weights]
+    plain = dataclasses.replace(experiment, broadcast="identity", broadcast_change=False, mean="identity")
+    process = training.build_process(dataclasses.replace(plain, server_optimizer="sgd", server_lr=1.0), data)
+    weights = tff.learning.models.ModelWeights.from_model(run.load_model())
+    before = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
     worker = runtime.Worker()
     updates = []
     try:
         with tff.framework.get_context_stack().install(runtime.create_context(runtime.worker_executor_factory(worker))):
-            state = process.set_model_weights(process.initialize(), tff.learning.models.ModelWeights(before, []))
+            state = process.set_model_weights(process.initialize(), before)
             for client in data.client_ids[:clients]:
                 # The server adds the mean update of all clients; here there is one.
                 after = process.get_model_weights(process.next(state, [(client, 0)]).state).trainable
-                updates.append([np.asarray(y - x, np.float32) for x, y in zip(before, after)])
+                updates.append([np.asarray(y - x, np.float32) for x, y in zip(before.trainable, after)])
     finally:
         worker.stop()
     return updates

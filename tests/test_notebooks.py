@@ -1,0 +1,84 @@
+"""The notebooks run, at reduced size on data that every machine has, and their claims are checked."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from scripts import run_notebooks
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder beside the package, as in a clone, in which notebooks run at reduced size."""
+    (tmp_path / "tff_kit").symlink_to(ROOT / "tff_kit")
+    (tmp_path / "notebooks").mkdir()
+    for name, value in {"NOTEBOOKS": "small", "EMNIST": "digits", "EMBEDDINGS": "demo"}.items():
+        monkeypatch.setenv(f"TFF_KIT_{name}", value)
+    for name in ("TFF_KIT_SPEECH", "TFF_KIT_WHISPER"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "notebooks"
+
+
+def test_there_are_four():
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_runs_and_its_claims_hold(path, folder):
+    executed = run_notebooks.execute(path, folder)
+    assert "All claims hold." in str(executed.cells[-1].outputs)
+    for cell in executed.cells:
+        assert not ("browser" in cell.metadata.get("tags", []) and cell.outputs)
+
+
+def test_a_claim_that_does_not_hold_is_an_error_and_nothing_is_written(folder):
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    (setup,) = [cell for cell in notebook.cells if "except ImportError" in cell.source]
+    notebook.cells = [setup, nbformat.v4.new_code_cell("assert len(digits.client_ids) == 15")]
+    path = folder / "false.ipynb"
+    nbformat.write(notebook, path)
+    before = path.read_bytes()
+    with pytest.raises(run_notebooks.NotebookError, match=r"false.ipynb failed(?s:.*)AssertionError"):
+        run_notebooks.execute(path)
+    assert path.read_bytes() == before
+
+
+def test_outputs_with_a_folder_of_this_machine_are_refused(folder, monkeypatch):
+    monkeypatch.setenv("TFF_KIT_SPEECH", str(folder))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os\nos.getcwd()")])
+    nbformat.write(notebook, folder / "path.ipynb")
+    assert run_notebooks.main([str(folder / "path.ipynb")]) == 1
+    assert nbformat.read(folder / "path.ipynb", as_version=4).cells[0].outputs == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_says_what_to_do_where_there_is_no_tff_kit(path, tmp_path):
+    (setup,) = [cell.source for cell in nbformat.read(path, as_version=4).cells if "except ImportError" in cell.source]
+    program = subprocess.run([sys.executable, "-I", "-c", setup], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert program.returncode == 1
+    assert re.search(r"ImportError: No module named 'tff_kit'. Clone .* `make notebooks`", program.stderr)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_is_kept_with_the_outputs_of_a_full_run_and_nothing_else(path):
+    text = path.read_text()
+    notebook = json.loads(text)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert not re.search(r"/(home|root|tmp|work|Users|mnt)/", text)
+    assert len(text) < 1_500_000
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell in code:
+        assert set(cell["metadata"]) <= {"tags"}
+        assert (cell["execution_count"] is None) == ("browser" in cell["metadata"].get("tags", []))
+        assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in cell["outputs"])
+        assert len("".join(cell["source"]).splitlines()) < 50  # No longer than a screen.
+    assert "full size, on" in str(code[0]["outputs"])
+    assert "All claims hold." in str(code[-1]["outputs"])
