@@ -118,16 +118,16 @@ def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _plot(curves: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> None:
-    drawn = figure.Figure(figsize=(11, 4.5), layout="constrained")
+    drawn = figure.Figure(figsize=(13, 5.5), layout="constrained")
     for axis, (title, of_name) in zip(drawn.subplots(1, len(curves), squeeze=False)[0], curves.items()):
         for i, (name, seeds) in enumerate(of_name.items()):
             for k, points in enumerate(seeds):
                 mebibytes = [bits / 2**23 for bits, _ in points]
                 axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=f"C{i}", label=None if k else name)
         axis.set(xscale="log", xlabel="MiB, both ways, all clients", ylabel="test accuracy")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title.replace(", ", ",\n", 1), fontsize=9)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7, loc="lower right")
     drawn.savefig(RESULTS / "bits_to_accuracy.png", dpi=110)
 
 

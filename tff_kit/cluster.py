@@ -101,7 +101,7 @@ def open_context(
         if not remote and parts == 1:
             yield runtime.create_context(sizes), sizes
             return
-        workers: Sequence[AnyWorker] = remote or [_OwnWorker(own)]
+        workers: list[AnyWorker] = [*remote] if remote else [_OwnWorker(own)]
         context = ClusterContext(workers, sizes.for_worker, sizes.one_call, machines.worker_timeout, report, parts)
         with contextlib.closing(context):
             yield context, sizes
