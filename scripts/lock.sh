@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 #                                from 4.6 on breaks tf.saved_model.save, and with it TFF's checkpoints.
 #   sqlalchemy 1.4.54            google-vizier, which TFF asks for, wants <=1.4.20, which has no wheel for Python 3.11.
 #   jupyterlab 4.5.6             The last one that starts with packaging 22.0, which TFF asks for.
-#   setuptools 81.0.0            TensorBoard 2.14 imports pkg_resources, which setuptools has no longer from 82 on.
+#   setuptools 79.0.1            TensorBoard 2.14 imports pkg_resources, which setuptools warns of from 80.9 on, and has not from 82 on.
 #   transformers 4.46.3          The last line that runs beside TensorFlow 2.14 and its Keras.
 HEADER
     UV_PYTHON_DOWNLOADS=never uv pip compile pyproject.toml --quiet --python-version 3.9 \
