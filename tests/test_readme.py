@@ -15,6 +15,7 @@ import tff_kit
         "round_time.md",
         "kws_accuracy.md",
         "round_time_kws_1s.md",
+        "round_time_kws_30s.md",
         "bits_to_accuracy.md",
         "faults.md",
         "many_clients.md",
