@@ -19,7 +19,7 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, trained, write_csv
+from benchmarks.trained import RESULTS, final, spread, trained, write_csv
 from tff_kit import sizing
 
 _PLAIN = "nothing encoded"
@@ -95,10 +95,6 @@ def _tested(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(row["broadcast_bits"] + row["aggregate_bits"], row["test_accuracy"]) for row in rows if row["test_accuracy"]]
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
 def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
         f"{title}:",
@@ -111,7 +107,7 @@ def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
         down, up = (statistics.mean(row[key] for row in rows) for key in ("broadcast_bits", "aggregate_bits"))
         ratio = statistics.mean(row["broadcast_bits"] + row["aggregate_bits"] for row in plain) / (down + up)
         lines.append(
-            f"| {name} | {_spread([row['test_accuracy'] for row in rows])} | {_spread([row['last_tests'] for row in rows])} "
+            f"| {name} | {spread([row['test_accuracy'] for row in rows])} | {spread([row['last_tests'] for row in rows])} "
             f"| {sizing.format_size(int(down))} | {sizing.format_size(int(up))} | {ratio:.1f}x |"
         )
     return [*lines, ""]

@@ -20,7 +20,7 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, trained, write_csv
+from benchmarks.trained import RESULTS, final, spread, trained, write_csv
 from tff_kit import sizing
 from tff_kit.datasets.embeddings import EmbeddingDataset
 
@@ -34,10 +34,6 @@ def _centralized(run) -> dict[str, Any]:
     return {"test_accuracy": round(tested["accuracy"], 5), "test_loss": round(tested["loss"], 5)}
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
 def _table(finals: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| window | training | test accuracy | broadcast | aggregated | both, in bytes | seconds a round |",
@@ -45,7 +41,7 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
     ]
     for key, group in itertools.groupby(finals, lambda row: (row["window"], row["encoder"])):
         rows = list(group)
-        accuracy = _spread([row["test_accuracy"] for row in rows])
+        accuracy = spread([row["test_accuracy"] for row in rows])
         if key[1] in _CENTRALIZED:
             lines.append(f"| {key[0]} | {key[1]} | {accuracy} | | | | |")
             continue

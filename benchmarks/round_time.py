@@ -5,9 +5,9 @@
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
 medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are those of bits_to_accuracy.py
-without loss of accuracy. Then the last way runs for 200 rounds on a
-worker of its own, and the memory of this process and the worker is read after 20 and after 200. Writes
-results/round_time.md, and for keyword spotting results/round_time_kws_WINDOW.md.
+without loss of accuracy. Then the last way runs for 200 rounds on a worker of its own, and the memory of this process and the
+worker is read after 20 and after 200. Writes results/round_time.md, and for keyword spotting
+results/round_time_kws_WINDOW.md.
 """
 
 # Annotations here are evaluated at once: tyro reads them.

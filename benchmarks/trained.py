@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pathlib
+import statistics
 from typing import Any
 
 import tff_kit
@@ -37,6 +38,11 @@ def final(experiment: tff_kit.Experiment, rows: list[dict[str, Any]]) -> dict[st
         "broadcast_bits": last["broadcast_bits"],
         "aggregate_bits": last["aggregate_bits"],
     }
+
+
+def spread(values: list[float]) -> str:
+    """Returns the mean with the smallest and the largest, as tables show them."""
+    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def write_csv(name: str, rows: list[dict[str, Any]]) -> None:

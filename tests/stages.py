@@ -60,6 +60,12 @@ def squared(x):
     return np.sum(np.square(np.asarray(x, np.float64)))
 
 
+def entropy(numbers):
+    """Returns the empirical entropy in bits a number."""
+    shares = np.unique(numbers, return_counts=True)[1] / np.size(numbers)
+    return -np.sum(shares * np.log2(shares))
+
+
 def nmse(decoded, x):
     """Returns the squared error over the squared norm."""
     return squared(np.asarray(decoded, np.float64) - x) / squared(x)

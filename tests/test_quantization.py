@@ -23,12 +23,6 @@ def _quantized(x, *arguments, **named):
     return stages.through(encoders.StepQuantizationStage(*arguments, **named), x)[0]
 
 
-def _entropy(numbers):
-    """Returns the empirical entropy in bits a number."""
-    shares = np.unique(numbers, return_counts=True)[1] / np.size(numbers)
-    return -np.sum(shares * np.log2(shares))
-
-
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize(
     ("rounding", "expected"),
@@ -109,7 +103,7 @@ def test_dithered_integers_are_sent_so_that_they_tell_less_of_their_dither():
 
     rounded, expected, least = entropy(shares.mean(axis=0)), entropy(mirrored.mean(axis=0)), entropy(shares).mean()
     _, encoded = stages.through(encoders.StepQuantizationStage(step, rounding="dithered"), stages.normal(400_000))
-    assert _entropy(encoded["levels"]) == pytest.approx(expected, abs=0.005)
+    assert stages.entropy(encoded["levels"]) == pytest.approx(expected, abs=0.005)
     assert least < expected < 0.86 * rounded
 
 
@@ -129,7 +123,7 @@ def test_what_is_chosen_for_a_price_costs_less_than_what_is_nearest(kind, step, 
     def cost(**named):
         decoded, encoded = stages.through(encoders.StepQuantizationStage(step, **named), x)
         error = stages.squared(decoded - x.astype(np.float64)) / x.size
-        return error, _entropy(encoded["levels"]), error + price * absolute**2 * _entropy(encoded["levels"])
+        return error, stages.entropy(encoded["levels"]), error + price * absolute**2 * stages.entropy(encoded["levels"])
 
     nearest, chosen = cost(), cost(price=price)
     assert chosen[0] > nearest[0]
@@ -139,7 +133,7 @@ def test_what_is_chosen_for_a_price_costs_less_than_what_is_nearest(kind, step, 
     sizes = np.abs(x.astype(np.float64)) / absolute
     for dead in np.arange(0.5, 1.5, 0.05):
         levels = np.sign(x) * np.where(sizes < dead, 0, np.maximum(np.round(sizes), 1))
-        other = stages.squared(levels * absolute - x) / x.size + price * absolute**2 * _entropy(levels)
+        other = stages.squared(levels * absolute - x) / x.size + price * absolute**2 * stages.entropy(levels)
         assert chosen[2] < 1.005 * other
 
 
@@ -187,7 +181,7 @@ def test_steps_on_normal_numbers_have_the_error_of_entropy_coded_uniform_quantiz
 
     def point(**named):
         decoded, encoded = stages.through(encoders.StepQuantizationStage(step, **named), x)
-        return _entropy(encoded["levels"]), stages.nmse(decoded, x)
+        return stages.entropy(encoded["levels"]), stages.nmse(decoded, x)
 
     bits, error = point()
     assert error == pytest.approx(_entropy_coded_uniform(bits), rel=0.01)

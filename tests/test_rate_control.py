@@ -15,17 +15,8 @@ class RateControlTest(stages.StageTest):
     def default_input(self):
         return tf.random.normal([200])
 
-    @property
-    def is_lossless(self):
-        return False
-
     def common_asserts_for_test_data(self, data):
         assert np.abs(data.decoded_x - data.x).max() <= 0.5001 * data.encoded_x["step"]
-
-
-def _entropy(numbers):
-    shares = np.unique(numbers, return_counts=True)[1] / np.size(numbers)
-    return -np.sum(shares * np.log2(shares))
 
 
 def _rates(stage, rounds):
@@ -35,7 +26,7 @@ def _rates(stage, rounds):
         params, _ = stage.get_params(state)
         encoded, updates = zip(*(stage.encode(tf.constant(x), params) for x in clients))
         state = stage.update_state(state, {key: sum(u[key] for u in updates) for key in updates[0]})
-        rates.append(np.mean([_entropy(e["levels"]) for e in encoded]))
+        rates.append(np.mean([stages.entropy(e["levels"]) for e in encoded]))
     return rates
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.eden import lloyd_max
+from tff_kit.encoders.rate_control import rounded_normal
 from tff_kit.encoders.size import payload_bits
 from tff_kit.encoders.spec import THRESHOLD, build_broadcast_encoder_fn
 
@@ -85,26 +86,13 @@ def shannon_unbiased(bits: np.ndarray) -> np.ndarray:
 
 def entropy_coded_uniform() -> tuple[np.ndarray, np.ndarray]:
     """Returns bits and error of multiples of a step, coded by an ideal coder; at high rates 0.25 bits above Shannon."""
-    x, density = _normal()
-    points = []
-    for step in np.geomspace(0.03, 6, 60):
-        levels = np.round(x / step).astype(int)
-        shares = np.bincount(levels - levels.min(), density)
-        shares = shares[shares > 0]
-        points.append((-np.sum(shares * np.log2(shares)), np.sum(np.square(x - levels * step) * density)))
-    bits, errors = zip(*points)
-    return np.array(bits), np.array(errors)
+    return rounded_normal(tuple(np.geomspace(0.03, 6, 60)))
 
 
 def fixed_length() -> tuple[np.ndarray, np.ndarray]:
     """Returns bits, 1 to 8, and error of the best quantizers with codes of equal length, Lloyd-Max."""
-    x, density = _normal()
+    x = np.linspace(-12, 12, 200_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
     bits = np.arange(1, 9)
     nearest = [lloyd_max(b)[np.searchsorted((lloyd_max(b)[1:] + lloyd_max(b)[:-1]) / 2, x)] for b in bits.tolist()]
     return bits, np.array([np.sum(np.square(x - q) * density) for q in nearest])
-
-
-def _normal() -> tuple[np.ndarray, np.ndarray]:
-    x = np.linspace(-12, 12, 200_001)
-    density = np.exp(-np.square(x) / 2)
-    return x, density / density.sum()

@@ -12,6 +12,7 @@ clients. The step in use goes down to the clients, and their rates come up: they
 from __future__ import annotations
 
 import collections
+import functools
 import math
 
 import numpy as np
@@ -84,17 +85,29 @@ class RateControlStage(te.core.AdaptiveEncodingStageInterface):
         return self._quantizer.decode(encoded_tensors, decode_params, num_summands, shape)
 
 
+@functools.cache
 def _normal_step(bits: float) -> tuple[float, float]:
     """Returns the step at which normal numbers, rounded, have that entropy, and how fast it falls with log2(step) there."""
-    x = np.linspace(-9, 9, 20_001)
-    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
     steps = np.geomspace(0.005, 12, 200)
-    levels = [np.round(x / step).astype(int) for step in steps]
-    shares = [np.bincount(level - level.min(), density) for level in levels]
-    entropies = np.array([-np.sum(share * np.log2(np.maximum(share, 1e-300))) for share in shares])
+    entropies, _ = rounded_normal(tuple(steps))
     step = float(np.interp(-bits, -entropies, steps))
     slope = float(np.interp(step, steps, -np.gradient(entropies, np.log2(steps))))
     return step, slope
+
+
+@functools.cache
+def rounded_normal(steps: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns entropy in bits and squared error of standard normal numbers, rounded to multiples of each of the steps."""
+    x = np.linspace(-12, 12, 50_001)
+    density = np.exp(-np.square(x) / 2) / np.sum(np.exp(-np.square(x) / 2))
+    points = []
+    for step in steps:
+        levels = np.round(x / step).astype(int)
+        shares = np.bincount(levels - levels.min(), density)
+        shares = shares[shares > 0]
+        points.append((-np.sum(shares * np.log2(shares)), np.sum(np.square(x - levels * step) * density)))
+    entropies, errors = np.transpose(points)
+    return entropies, errors
 
 
 def _entropy(levels: tf.Tensor) -> tf.Tensor:
