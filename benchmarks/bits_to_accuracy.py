@@ -95,6 +95,11 @@ def _tested(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(row["broadcast_bits"] + row["aggregate_bits"], row["test_accuracy"]) for row in rows if row["test_accuracy"]]
 
 
+def _flags(settings: dict[str, Any]) -> str:
+    """Returns the settings as the command line takes them."""
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings.items())
+
+
 def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
         f"{title}:",
@@ -164,7 +169,7 @@ def main(
         title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
         curves[title] = points
         lines += _table(title, finals)
-        lines += [f"* {name}: " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in s.items()) for name, s in encoders.items()]
+        lines += [f"* {name}: {_flags(settings)}".rstrip() for name, settings in encoders.items()]
         lines.append("")
     write_csv("bits_to_accuracy.csv", rows)
     command = " ".join(["python -m benchmarks.bits_to_accuracy", *(f"--{task} FOLDER" for task in tasks)])
