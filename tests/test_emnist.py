@@ -13,6 +13,7 @@ from conftest import write_cache
 from sklearn.datasets import load_digits
 
 from tff_kit.datasets import DataError, emnist
+from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
 
 FILE = "emnist_all.sqlite"
 
@@ -188,3 +189,11 @@ def test_a_download_arrives_whole_or_leaves_nothing(served, tmp_path):
     else:
         assert len(emnist.load(str(folder)).client_ids) == 3
         assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("filters", [32, 8])
+def test_layers_are_in_proportion_to_the_first(filters):
+    convolutions = 25 * filters + filters, 25 * filters * 2 * filters + 2 * filters
+    dense = 7 * 7 * 2 * filters * 16 * filters + 16 * filters, 16 * filters * 10 + 10
+    model = create_original_fedavg_cnn_model(filters=filters)
+    assert model.count_params() == sum(convolutions) + sum(dense)

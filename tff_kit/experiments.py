@@ -131,14 +131,21 @@ class Emnist(Experiment):
     folder that holds emnist_all.sqlite."""
     only_digits: bool = True
     """Ten classes; --no-only-digits for EMNIST's 62."""
+    filters: int = 32
+    """Filters of the network's first convolution, to which its other layers are in proportion. Fewer make a smaller network,
+    and fewer bits."""
 
     task = "emnist"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_settings(self, at_least_1=("filters",))
 
     def load_data(self) -> datasets.FederatedDataset:
         return emnist.load(self.data, self.only_digits, self.batch_size, self.local_epochs)
 
     def build_model(self) -> tf.keras.Model:
-        return create_original_fedavg_cnn_model(self.only_digits, self.seed)
+        return create_original_fedavg_cnn_model(self.only_digits, self.seed, self.filters)
 
     def build_loss(self) -> tf.keras.losses.Loss:
         return tf.keras.losses.SparseCategoricalCrossentropy()  # Of probabilities, as in the tutorial.
