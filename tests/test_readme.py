@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 import tff_kit
+from tff_kit.datasets import emnist
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,23 @@ def test_tables_are_those_of_the_results(name):
     assert [line for line in table if line not in text.splitlines()] == []
 
 
+def _examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_first_example_trains_and_evaluates(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(emnist, "_DOWNLOAD", "http://127.0.0.1:9/emnist_all.sqlite.lzma")  # A closed port: scikit-learn's digits.
+    shorter = _examples()[0].replace("rounds=20", "rounds=1")
+    assert shorter != _examples()[0]
+    exec(compile(shorter, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("{'accuracy': 0.")
+
+
 def test_the_example_of_an_own_model_and_own_data_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (example,) = [text for text in examples if "tff_kit.Experiment" in text]
+    (example,) = [text for text in _examples() if "tff_kit.Experiment" in text]
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert tff_kit.evaluate(names["MyTask"](), names["run"])["accuracy"] > 0.85
