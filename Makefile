@@ -16,9 +16,10 @@ STORE ?= embeddings
 KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
+PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd bench-peers requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -72,8 +73,17 @@ bench: setup ## Measures round time and memory, in pairs.
 bench-rd: setup ## Measures bits against error of every encoder; DATA= and STORE= as for training, 1-s windows.
 	@$(PYTHON) -m benchmarks.rate_distortion --emnist $(DATA) --kws $(STORE) $(ARGS)
 
+bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures round time beside Flower, FedJAX and others; DATA= and STORE= as for training.
+	@$(PYTHON) -m benchmarks.peers --emnist $(DATA) --kws $(STORE) $(ARGS)
+
+.peers/%/.installed: benchmarks/peers/%.txt | $(INSTALLED)
+	@rm -rf .peers/$*
+	@$(PYTHON) -m venv .peers/$*
+	@.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
 	@bash scripts/lock.sh
 
-clean: ## Removes the environment.
-	@rm -rf .venv
+clean: ## Removes the environments.
+	@rm -rf .venv .peers

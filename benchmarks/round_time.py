@@ -17,7 +17,7 @@ import os
 import platform
 import statistics
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import psutil
@@ -31,9 +31,19 @@ import tff_kit
 from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.trained import RESULTS
 from tff_kit import processes, runtime, sizing, training
+from tff_kit.datasets import FederatedDataset
 
-_WARM_UP = 3
+WARM_UP = 3
+"""Rounds that `time_rounds` leaves out."""
 Clients = list[tuple[str, int]]
+Sample = Callable[[int, int], list[str]]
+
+
+class Way(NamedTuple):
+    """One way to train: a round on clients' ids and seeds, and the model's weights after the rounds so far, as Keras has them."""
+
+    train: Callable[[Clients], Any]
+    weights: Callable[[], list[np.ndarray]]
 
 
 def _sgd(rate: float, variables: list[tf.Variable]) -> tuple[Callable, Callable]:
@@ -70,8 +80,8 @@ def _adam(rate: float, variables: list[tf.Variable]) -> tuple[Callable, Callable
     return begin, step
 
 
-def _loop(experiment: tff_kit.Experiment, data, clients_a_round: int) -> Callable[[Clients], None]:
-    """Returns a round of the same training without TFF: TensorFlow's own loop over clients and batches."""
+def tf_function_loop(experiment: tff_kit.Experiment, data: FederatedDataset, clients_a_round: int) -> Way:
+    """Returns the same training without TFF: TensorFlow's own loop over clients and batches."""
     model = experiment.build_model()
     loss_fn = experiment.build_loss()
     mean = [tf.Variable(tf.zeros_like(w)) for w in model.trainable_variables]
@@ -105,13 +115,14 @@ def _loop(experiment: tff_kit.Experiment, data, clients_a_round: int) -> Callabl
             weights.assign_add(total / examples)
         return examples
 
-    return lambda clients: train_round(
-        tf.constant([c for c, _ in clients]), tf.constant([s for _, s in clients], tf.int64)
-    ).numpy()
+    def train(clients: Clients) -> None:
+        train_round(tf.constant([c for c, _ in clients]), tf.constant([s for _, s in clients], tf.int64)).numpy()
+
+    return Way(train, lambda: [weights.numpy() for weights in server])
 
 
-def _federated(process, context) -> Callable[[Clients], None]:
-    """Returns a round of `process` in `context`; keeps the state."""
+def federated(process: tff.learning.templates.LearningProcess, context: tff.framework.SyncContext) -> Way:
+    """Returns training by `process` in `context`; keeps the state."""
     with tff.framework.get_context_stack().install(context):
         state = process.initialize()
 
@@ -120,7 +131,7 @@ def _federated(process, context) -> Callable[[Clients], None]:
         with tff.framework.get_context_stack().install(context):
             state = process.next(state, clients).state
 
-    return train_round
+    return Way(train_round, lambda: list(process.get_model_weights(state).trainable))
 
 
 def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templates.LearningProcess:
@@ -131,6 +142,25 @@ def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templat
         tff.learning.optimizers.build_sgdm(experiment.server_lr),
     )
     return training.read_by_client_id(data, process)
+
+
+def time_rounds(ways: dict[str, Way], sample: Sample, clients_a_round: int, rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each way's rounds. Every round is trained in all ways, in changing order; the first are left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_num in track(range(rounds + WARM_UP), description="rounds"):
+        clients = [(client, round_num) for client in sample(round_num, clients_a_round)]
+        names = list(ways)
+        np.random.default_rng(round_num).shuffle(names)
+        for name in names:
+            began = time.perf_counter()
+            ways[name].train(clients)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
+
+
+def paired_ratio(values: list[float], base: list[float]) -> float:
+    """Returns the median of the ratios round by round, which noise of the machine moves less than the ratio of medians."""
+    return statistics.median(a / b for a, b in zip(values, base))
 
 
 def _memory(worker: runtime.Worker) -> tuple[int, int]:
@@ -149,23 +179,16 @@ def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command
     both_ways = {f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")}
     for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
         process = training.build_process(dataclasses.replace(plain, **settings), dataset)
-        encoded[name] = _federated(process, sized)
+        encoded[name] = federated(process, sized)
     ways = {
-        "plain tf.function loop": _loop(plain, dataset, clients_a_round),  # Last of all that build Keras models; see training.py.
-        "federated averaging": _federated(fed_avg, unsized),
-        "the same, sized": _federated(fed_avg, sized),
+        # Last of all that build Keras models; see training.py.
+        "plain tf.function loop": tf_function_loop(plain, dataset, clients_a_round),
+        "federated averaging": federated(fed_avg, unsized),
+        "the same, sized": federated(fed_avg, sized),
         **encoded,
     }
     sample = tff.simulation.build_uniform_sampling_fn(dataset.client_ids, replace=False, random_seed=0)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_num in track(range(rounds + _WARM_UP), description="rounds"):
-        clients = [(client, round_num) for client in sample(round_num, clients_a_round)]
-        names = list(ways)
-        np.random.default_rng(round_num).shuffle(names)
-        for name in names:
-            began = time.perf_counter()
-            ways[name](clients)
-            seconds[name].append(time.perf_counter() - began)
+    timed = time_rounds(ways, sample, clients_a_round, rounds)
     lines = [
         f"`python -m benchmarks.round_time {command}`, {dataset.name}, {clients_a_round} clients a round, {rounds} rounds, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}.",
@@ -173,16 +196,15 @@ def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command
         "| way | seconds a round, median | against the loop, median of pairs | against federated averaging |",
         "|---|---|---|---|",
     ]
-    timed = {name: values[_WARM_UP:] for name, values in seconds.items()}
     for name, values in timed.items():
-        ratios = [statistics.median(a / b for a, b in zip(values, timed[base])) for base in list(timed)[:2]]
+        ratios = [paired_ratio(values, timed[base]) for base in list(timed)[:2]]
         lines.append(f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
     worker.stop()
     worker = runtime.Worker()  # A new one, that has seen nothing else.
-    train_round = _federated(process, runtime.create_context(sizing.sizing_executor_factory(worker)))
+    trained = federated(process, runtime.create_context(sizing.sizing_executor_factory(worker)))
     readings = []
     for round_num in track(range(memory_rounds), description="memory"):
-        train_round([(client, round_num) for client in sample(round_num, clients_a_round)])
+        trained.train([(client, round_num) for client in sample(round_num, clients_a_round)])
         if round_num + 1 in (memory_rounds // 10, memory_rounds):
             readings.append(_memory(worker))
     lines += ["", f"| memory | after {memory_rounds // 10} rounds | after {memory_rounds} rounds | ratio |", "|---|---|---|---|"]
