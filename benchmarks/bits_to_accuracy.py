@@ -49,6 +49,14 @@ _EMNIST = {
         "mean": "lowrank:12+step:0.5+entropy/uniform:6",
         "threshold": 4000,
     },
+    "16 filters, nothing encoded": {"filters": 16},
+    "16 filters, low rank": {
+        "filters": 16,
+        "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
+        "broadcast_change": True,
+        "mean": "lowrank:16+step:0.5+entropy/uniform:6",
+        "threshold": 500,
+    },
 }
 _KWS = {
     _PLAIN: {},
