@@ -1,16 +1,15 @@
-"""Algorithms by name: server optimizers, FedProx, equal weights, clients that drop out."""
-
-import csv
+"""Algorithms by name: server optimizers, FedProx, equal weights, clients that drop out or are late."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from test_processes import clients, model_fn
+from test_sizing import DOWN_SCALARS, UP_SCALARS, WEIGHTS
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import experiments, proximal, training
+from tff_kit import experiments, proximal, runs, training
 
 
 def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
@@ -69,20 +68,34 @@ def test_equal_weights_are_others_than_those_by_examples():
     assert max(float(np.abs(a - b).max()) for a, b in zip(weighted, equal)) > 1e-4  # The three have 5, 6 and 7 examples.
 
 
-def test_dropouts_neither_receive_nor_send_and_are_counted(tmp_path):
-    arguments = ["--data", "digits", "--clients", "4", "--rounds", "4", "--eval-every", "4", "--dropout", "0.5"]
+def test_dropouts_neither_receive_nor_send_stragglers_receive_and_both_are_counted(tmp_path):
+    arguments = ["--data", "digits", "--clients", "5", "--rounds", "4", "--eval-every", "4", "--broadcast", "uniform:8"]
+    missing = ["--dropout", "0.3", "--straggling", "1", "--deadline", "1.5"]
     adaptive = ["--server-optimizer", "adam", "--server-lr", "0.01", "--proximal", "0.1", "--no-weighted"]
-    assert command_line.main(["train", "emnist", *arguments, *adaptive, "--logdir", str(tmp_path)]) == 0
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    dropped = [int(row["clients_dropped"]) for row in rows]
-    assert 0 < sum(dropped) < 16
-    bits = np.diff([0, *(int(row["broadcast_bits"]) for row in rows)])
-    one_client = 32 * 1_663_370 + 32  # And the clients' learning rate.
-    np.testing.assert_array_equal(bits, [(4 - n) * one_client for n in dropped])
+    assert command_line.main(["train", "emnist", *arguments, *missing, *adaptive, "--logdir", str(tmp_path)]) == 0
+    rows = runs.RunDirectory(tmp_path).read_metrics()
+    dropped, late = (np.array([row[name] for row in rows]) for name in ("clients_dropped", "clients_late"))
+    assert dropped.sum() and late.sum() and (dropped + late).max() < 5
+    down, up = (np.diff([0, *(row[name] for row in rows)]) for name in ("broadcast_bits", "aggregate_bits"))
+    np.testing.assert_array_equal(down, (5 - dropped) * (WEIGHTS["uniform:8"] + DOWN_SCALARS))
+    np.testing.assert_array_equal(up, (5 - dropped - late) * (WEIGHTS["identity"] + UP_SCALARS))
 
 
-@pytest.mark.parametrize("arguments", [["--dropout", "1"], ["--dropout", "-0.1"], ["--proximal", "-1"]])
+def test_as_many_are_late_as_the_deadline_says_and_one_is_always_awaited():
+    drawn = [training._draw_missing(tff_kit.Emnist(dropout=0.2, straggling=0.5), i, 1000) for i in range(20)]
+    late = np.mean([late.sum() / (~dropped).sum() for dropped, late in drawn])
+    assert late == pytest.approx(0.0828, rel=0.1)  # Normal numbers above log(2) / .5.
+    assert np.mean([dropped for dropped, _ in drawn]) == pytest.approx(0.2, rel=0.05)
+    assert not any((dropped & late).any() for dropped, late in drawn)
+    for dropout in (0.0, 0.999):
+        dropped, late = training._draw_missing(tff_kit.Emnist(dropout=dropout, straggling=2.0, deadline=1e-6), 1, 50)
+        assert (dropped | late).sum() == 49
+    assert not training._draw_missing(tff_kit.Emnist(), 1, 50)[1].any()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--dropout", "1"], ["--dropout", "-0.1"], ["--proximal", "-1"], ["--straggling", "-1"], ["--deadline", "0"]]
+)
 def test_impossible_settings_are_refused(arguments, capsys):
     assert command_line.main(["train", "emnist", "--data", "digits", *arguments]) == 2
     assert f"error: Expected {arguments[0]} to be" in capsys.readouterr().err

@@ -96,6 +96,26 @@ def test_totals_run_over_calls_and_clients(environment):
     assert sizes.broadcast_history == {(("CLIENTS", 1),): [[1, tf.float32]], (("CLIENTS", 2),): [[1, tf.float32]] * 2}
 
 
+def test_who_only_receives_counts_down_and_not_up(environment):
+    @tff.tensorflow.computation(np.str_)
+    def length(text):
+        return tf.strings.length(text)
+
+    @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS), tff.FederatedType(np.str_, tff.SERVER))
+    def total(numbers, text):
+        return tff.federated_sum(numbers), tff.federated_sum(tff.federated_map(length, tff.federated_broadcast(text)))
+
+    total([1.0, 2.0, 3.0], "abcde")
+    environment.add_receivers(2)
+    environment.add_receivers(0)
+    total([1.0], "abc")
+    sizes = environment.get_size_info()
+    assert sizes.broadcast_bits == [(3 + 2) * 5 * 8, (3 + 2) * 5 * 8 + 3 * 8]
+    assert sizes.aggregate_bits == [3 * 64, 3 * 64 + 64]
+    assert sizes.broadcast_history[(("CLIENTS", 2),)] == [[5, tf.string]] * 2
+    assert sizes.aggregate_history[(("CLIENTS", 2),)] == []
+
+
 def _aggregate_anything(value):
     """Aggregates any clients' value into the number of clients."""
     member = value.type_signature.member

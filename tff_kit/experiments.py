@@ -91,6 +91,12 @@ class Experiment(Training):
     """Strength of FedProx's term, which keeps clients near the model they received; 0 is federated averaging."""
     dropout: float = 0.0
     """Probability that a sampled client takes no part in its round: it neither receives nor sends. One always stays."""
+    straggling: float = 0.0
+    """How far apart clients are in time: the standard deviation of the logarithm of a client's time, which is drawn anew in each
+    round around a median of 1. With 0 all take as long."""
+    deadline: float = 2.0
+    """When a round ends, in the time of the median client. Those that take longer have received, and do not send; the fastest one
+    is always awaited."""
     local_epochs: int = 1
     """How often a client goes through its examples in a round."""
     batch_size: int = 20
@@ -106,8 +112,8 @@ class Experiment(Training):
         _check_settings(
             self,
             at_least_1=("rounds", "clients", "local_epochs", "batch_size", "eval_every"),
-            above_0=("client_lr", "server_lr"),
-            at_least_0=("threshold", "seed", "proximal", "dropout"),
+            above_0=("client_lr", "server_lr", "deadline"),
+            at_least_0=("threshold", "seed", "proximal", "dropout", "straggling"),
         )
         if self.dropout >= 1:
             raise SettingsError(f"Expected --dropout to be less than 1, found {self.dropout}.")

@@ -34,6 +34,7 @@ METRICS = (
     "aggregate_distortion",
     "clients_left_out",
     "clients_dropped",
+    "clients_late",
 )
 """The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
 
@@ -72,6 +73,8 @@ class Logs:
             "cumulative_aggregated_bits": float(row["aggregate_bits"]),
             "broadcast_distortion": row["broadcast_distortion"],
             "aggregate_distortion": row["aggregate_distortion"],
+            "clients_dropped": row["clients_dropped"],
+            "clients_late": row["clients_late"],
         }
         by_mebibytes = {}
         if row["test_accuracy"] is not None:

@@ -138,6 +138,15 @@ class _Ledger:
             for totals, up in ((self._broadcast_bits, False), (self._aggregate_bits, True)):
                 totals.append((totals[-1] if totals else 0) + record.bits(up))
 
+    def add_receivers(self, clients: int) -> None:
+        with self._lock:
+            last = next(record for record in reversed(self._records) if record.num_clients)
+            down = [(crossing, counts) for crossing, counts in zip(last.crossings, last.counts) if not crossing.up]
+            crossings = tuple(crossing for crossing, _ in down)
+            record = _Record(clients, crossings, tuple(np.repeat(counts[:1], clients, axis=0) for _, counts in down))
+            self._records.append(record)
+            self._broadcast_bits[-1] += record.bits(up=False)
+
     @contextlib.contextmanager
     def one_call(self) -> Iterator[None]:
         records, calls = len(self._records), len(self._broadcast_bits)
@@ -248,6 +257,11 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
 
     def clean_up_executor(self, cardinalities) -> None:
         self._factory.clean_up_executor(cardinalities)
+
+    def add_receivers(self, clients: int) -> None:
+        """Counts the last call's broadcast, which is the same for all, for more clients: they received it and sent nothing."""
+        if clients:
+            self._ledger.add_receivers(clients)
 
     def get_size_info(self) -> SizeInfo:
         """Returns what crossed so far."""

@@ -132,6 +132,18 @@ def read_by_client_id(
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
 
 
+def _draw_missing(experiment: Experiment, round_num: int, clients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of a round's clients drop out and which others are late, bool [clients] each; one is always neither.
+
+    Late ones are others in each round, as in T. Li et al.: Federated Optimization in Heterogeneous Networks, MLSys 2020.
+    """
+    dropped = np.random.default_rng([experiment.seed, round_num, 1]).random(clients) < experiment.dropout
+    dropped[0] &= not dropped.all()
+    times = np.random.default_rng([experiment.seed, round_num, 2]).lognormal(sigma=experiment.straggling, size=clients)
+    times[dropped] = np.inf
+    return dropped, ~dropped & (times > max(experiment.deadline, times.min()))
+
+
 class _Training:
     """One run: the process, its state, and where it reports to."""
 
@@ -195,11 +207,11 @@ class _Training:
         experiment = self._experiment
         clients = self._sample(round_num, min(experiment.clients, len(self._data.client_ids)))
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
-        takes_part = np.random.default_rng([experiment.seed, round_num, 1]).random(len(clients)) >= experiment.dropout
-        takes_part[0] |= not takes_part.any()
+        dropped, late = _draw_missing(experiment, round_num, len(clients))
+        heard = ~dropped & ~late
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, [x for x, stays in zip(zip(clients, seeds), takes_part) if stays])
+            state, metrics = self._process.next(state, [x for x, is_heard in zip(zip(clients, seeds), heard) if is_heard])
         except cluster.LostError as error:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
@@ -208,6 +220,7 @@ class _Training:
             log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
             raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
+        self._sizes.add_receivers(int(late.sum()))
         sizes = self._sizes.get_size_info()
         train = metrics["client_work"]["train"]
         row = {
@@ -221,7 +234,8 @@ class _Training:
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
             "aggregate_distortion": metrics["aggregator"]["mean_value"]["distortion"],
-            "clients_dropped": int((~takes_part).sum()),
+            "clients_dropped": int(dropped.sum()),
+            "clients_late": int(late.sum()),
             "clients_left_out": metrics["aggregator"]["mean_weight"]["left_out"],
         }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
