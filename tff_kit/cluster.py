@@ -163,7 +163,7 @@ class RemoteWorker:
 
     def connect(self) -> None:
         """Opens a new connection, whatever became of the one before."""
-        self._channel = runtime.open_channel(self.address, self._credential)
+        self._channel = runtime.open_channel(self.address, self._credential, self._timeout)
         self._ask = self._channel.unary_unary("/tff_kit/answer")
         self._stub = _Stub(self._channel)
 
