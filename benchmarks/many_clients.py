@@ -5,15 +5,21 @@ Each line is a training process and a worker of their own, encoded both ways and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
 import re
+import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import tyro
@@ -28,6 +34,25 @@ _SPEC = "uniform:8"
 def _peak_mebibytes(pid: int) -> int:
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) // 1024
+
+
+def worker_of(pid: int) -> psutil.Process:
+    """Returns TFF's worker of a training process; raises `ValueError` where it has none."""
+    (worker,) = [process for process in psutil.Process(pid).children() if "worker_binary" in " ".join(process.cmdline())]
+    return worker
+
+
+@contextlib.contextmanager
+def _halves(data: str) -> Iterator[str]:
+    """Makes a folder of the data in `data` in which each writer is two clients, who have every other of its digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = shutil.copy(pathlib.Path(data) / "emnist_all.sqlite", folder)
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE examples SET client_id = client_id || '-' || rowid % 2")
+            database.execute("DELETE FROM client_metadata")
+            counts = "SELECT client_id, split_name, COUNT(*) FROM examples GROUP BY client_id, split_name"
+            database.execute(f"INSERT INTO client_metadata (client_id, split_name, num_examples) {counts}")
+        yield folder
 
 
 def _measure(data: str, clients: int, at_a_time: int, rounds: int) -> None:
@@ -47,19 +72,42 @@ def _measure(data: str, clients: int, at_a_time: int, rounds: int) -> None:
             began = time.perf_counter()
             state = process.next(state, [(client, round_num) for client in sample(round_num, clients)]).state
             seconds.append(time.perf_counter() - began)
-        (worker,) = [process for process in psutil.Process().children() if "worker_binary" in process.cmdline()[0]]
-        memory = {name: _peak_mebibytes(pid) for name, pid in (("driver", os.getpid()), ("worker", worker.pid))}
-    print(json.dumps({"data": dataset.name, "clients": clients, "seconds": statistics.median(seconds), **memory}))
+        pids = {"driver": os.getpid(), "worker": worker_of(os.getpid()).pid}
+        memory = {name: _peak_mebibytes(pid) for name, pid in pids.items()}
+    found = {"data": dataset.name, "in_data": len(dataset.client_ids), "clients": clients}
+    print(json.dumps({**found, "seconds": statistics.median(seconds), **memory}))
 
 
-def main(data: str = "auto", clients: tuple[int, ...] = (10, 100, 1000), at_a_time: tuple[int, ...] = (50,)) -> None:
+def main(
+    data: str = "auto", clients: tuple[int, ...] = (10, 100, 1000), at_a_time: tuple[int, ...] = (50,), halves: bool = False
+) -> None:
     """Measures and writes results/many_clients.md.
 
     Args:
         data: As in `python -m tff_kit train emnist`.
         clients: Clients a round; all where the data has fewer.
         at_a_time: Values of --clients-at-a-time.
+        halves: Make two clients of each writer, with half of its digits each, to have more of them; needs --data FOLDER.
     """
+    with _halves(data) if halves else contextlib.nullcontext(data) as folder:
+        found, lines = _measure_all(folder, clients, at_a_time)
+    name, command = found["data"], "--data FOLDER"
+    if halves:
+        name = f"{found['in_data'] // 2} writers in {pathlib.Path(data).name}, each as two clients with half of its digits"
+        command += " --halves"
+    heading = [
+        f"`python -m benchmarks.many_clients {command}`, {name}, {_SPEC} both ways, sized, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}; medians of up to five rounds.",
+        "",
+        "| clients a round | at a time | seconds a round | ms a client | driver, peak MiB | worker, peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "many_clients.md").write_text("\n".join([*heading, *lines]) + "\n")
+
+
+def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[dict[str, Any], list[str]]:
+    """Returns what the last measurement found, and a line of the table for each."""
     lines = []
     for limit in at_a_time:
         for count in clients:
@@ -72,15 +120,7 @@ def main(data: str = "auto", clients: tuple[int, ...] = (10, 100, 1000), at_a_ti
                 f"{1000 * found['seconds'] / found['clients']:.0f} | {found['driver']} | {found['worker']} |"
             )
             print(lines[-1], flush=True)
-    heading = [
-        f"`python -m benchmarks.many_clients --data FOLDER`, {found['data']}, {_SPEC} both ways, sized, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; medians of up to five rounds.",
-        "",
-        "| clients a round | at a time | seconds a round | ms a client | driver, peak MiB | worker, peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "many_clients.md").write_text("\n".join([*heading, *lines]) + "\n")
+    return found, lines
 
 
 if __name__ == "__main__":

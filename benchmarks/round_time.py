@@ -5,17 +5,22 @@
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
 medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are those of bits_to_accuracy.py
-without loss of accuracy. Then the last way runs for 200 rounds on a worker of its own, and the memory of this process and the
-worker is read after 20 and after 200. Writes results/round_time.md, and for keyword spotting
-results/round_time_kws_WINDOW.md.
+without loss of accuracy. Then trainings of 500 rounds, as a user starts them, whose memory is read all the time. Writes
+results/round_time.md and results/memory.md, and for keyword spotting results/round_time_kws_WINDOW.md and
+results/memory_kws_WINDOW.md. With --rounds 0 memory alone is measured, with --memory-rounds 0 time alone.
 """
 
 # Annotations here are evaluated at once: tyro reads them.
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -29,12 +34,14 @@ from typing_extensions import Literal
 
 import tff_kit
 from benchmarks.bits_to_accuracy import FEWEST_BITS
+from benchmarks.many_clients import worker_of
 from benchmarks.trained import RESULTS
-from tff_kit import processes, runtime, sizing, training
+from tff_kit import processes, runs, runtime, sizing, training
 from tff_kit.datasets import FederatedDataset
 
 WARM_UP = 3
 """Rounds that `time_rounds` leaves out."""
+_MEMORY_MARKS = (0.04, 0.2, 0.4, 0.6, 0.8, 1)  # Of the rounds; memory is the peak in a twenty-fifth of them before each.
 Clients = list[tuple[str, int]]
 Sample = Callable[[int, int], list[str]]
 
@@ -163,12 +170,53 @@ def paired_ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, base))
 
 
-def _memory(worker: runtime.Worker) -> tuple[int, int]:
-    """Returns the resident bytes of this process and of its worker."""
-    return tuple(psutil.Process(pid).memory_info().rss for pid in (os.getpid(), worker.pid))
+def _write(file: str, lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / file).write_text(text)
+    print(text)
 
 
-def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command: str, file: str) -> None:
+def _measure_memory(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:
+    marks = [round(share * rounds) for share in _MEMORY_MARKS]
+    lines = [
+        f"`python -m benchmarks.round_time {command}`, {plain.load_data().name}, {plain.clients} clients a round, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}; resident MiB, the peak in the {marks[0]} rounds up to:",
+        "",
+        f"| way | process | {' | '.join(f'round {mark}' for mark in marks)} | last against round {marks[1]} |",
+        "|---" * (len(marks) + 3) + "|",
+    ]
+    both_ways = {"broadcast": "uniform:8", "mean": "uniform:8"}
+    for name, settings in {"uniform:8 both ways": both_ways, "the fewest bits": FEWEST_BITS[plain.task]}.items():
+        experiment = dataclasses.replace(plain, rounds=rounds, **settings)
+        for process, peaks in zip(("driver", "worker"), zip(*_memory_peaks(experiment, marks))):
+            row = [name, process, *(f"{peak / 2**20:.0f}" for peak in peaks), f"{peaks[-1] / peaks[1]:.3f}"]
+            lines.append(f"| {' | '.join(row)} |")
+    _write(f"{file}.md", lines)
+
+
+def _memory_peaks(experiment: tff_kit.Experiment, marks: list[int]) -> list[tuple[int, ...]]:
+    """Trains in a process of its own; returns its and its worker's peak of resident bytes in the rounds before each mark."""
+    peaks = [(0, 0)] * len(marks)
+    with tempfile.TemporaryDirectory() as folder:
+        run = runs.RunDirectory(pathlib.Path(folder) / "run")
+        program = f"import tff_kit; tff_kit.train(tff_kit.{experiment!r}, {str(run.path)!r})"
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL) as started:
+            while started.poll() is None:
+                time.sleep(0.05)
+                with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):  # Before the first round, after the last.
+                    done = len(run.metrics.read_text().splitlines()) - 1
+                    processes_of_run = (psutil.Process(started.pid), worker_of(started.pid))
+                    found = tuple(process.memory_info().rss for process in processes_of_run)
+                    for i, mark in enumerate(marks):
+                        if mark - marks[0] <= done < mark:
+                            peaks[i] = tuple(map(max, peaks[i], found))
+        if started.returncode:
+            raise SystemExit(f"error: Expected a training of {marks[-1]} rounds, but it ended with code {started.returncode}.")
+    return peaks
+
+
+def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:
     dataset = plain.load_data()
     clients_a_round = min(plain.clients, len(dataset.client_ids))
     worker = runtime.Worker()
@@ -200,21 +248,7 @@ def _measure(plain: tff_kit.Experiment, rounds: int, memory_rounds: int, command
         ratios = [paired_ratio(values, timed[base]) for base in list(timed)[:2]]
         lines.append(f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
     worker.stop()
-    worker = runtime.Worker()  # A new one, that has seen nothing else.
-    trained = federated(process, runtime.create_context(sizing.sizing_executor_factory(worker)))
-    readings = []
-    for round_num in track(range(memory_rounds), description="memory"):
-        trained.train([(client, round_num) for client in sample(round_num, clients_a_round)])
-        if round_num + 1 in (memory_rounds // 10, memory_rounds):
-            readings.append(_memory(worker))
-    lines += ["", f"| memory | after {memory_rounds // 10} rounds | after {memory_rounds} rounds | ratio |", "|---|---|---|---|"]
-    for name, first, last in zip(("driver", "worker"), *readings):
-        lines.append(f"| {name} | {first / 2**20:.0f} MiB | {last / 2**20:.0f} MiB | {last / first:.3f} |")
-    text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{file}.md").write_text(text)
-    print(text)
-    worker.stop()
+    _write(f"{file}.md", lines)
 
 
 def main(
@@ -222,23 +256,30 @@ def main(
     data: Optional[str] = None,
     window: Literal["30s", "1s"] = "30s",
     rounds: int = 60,
-    memory_rounds: int = 200,
+    memory_rounds: int = 500,
+    clients: Optional[int] = None,
 ) -> None:
-    """Measures and writes a file in results/.
+    """Measures and writes files in results/.
 
     Args:
         task: As in `python -m tff_kit train`.
         data: Likewise.
         window: Likewise, of keyword spotting.
         rounds: Rounds that are timed, after three that are not.
-        memory_rounds: Rounds at whose end memory is read the second time; the first time is after a tenth of them.
+        memory_rounds: Rounds of the trainings whose memory is read.
+        clients: Clients a round; by default as many as in `python -m tff_kit train`.
     """
-    where = {} if data is None else {"data": data}
+    settings = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
+    experiment: tff_kit.Experiment = tff_kit.Emnist(**settings)
+    command, suffix = "emnist --data FOLDER", ""
     if task == "kws":
-        experiment: tff_kit.Experiment = tff_kit.KeywordSpotting(window=window, **where)
-        _measure(experiment, rounds, memory_rounds, f"kws --data FOLDER --window {window}", f"round_time_kws_{window}")
-    else:
-        _measure(tff_kit.Emnist(**where), rounds, memory_rounds, "emnist --data FOLDER", "round_time")
+        experiment = tff_kit.KeywordSpotting(window=window, **settings)
+        command, suffix = f"kws --data FOLDER --window {window}", f"_kws_{window}"
+    command += f" --rounds {rounds} --memory-rounds {memory_rounds}" + ("" if clients is None else f" --clients {clients}")
+    if rounds:
+        _measure_time(experiment, rounds, command, f"round_time{suffix}")
+    if memory_rounds:
+        _measure_memory(experiment, memory_rounds, command, f"memory{suffix}")
 
 
 if __name__ == "__main__":
