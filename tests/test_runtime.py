@@ -118,6 +118,13 @@ def test_a_workers_output_goes_to_its_log(tmp_path):
     assert (tmp_path / "worker.log").exists()
 
 
+def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == str(os.cpu_count())
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == "8"
+
+
 def test_computations_run_inside_a_running_event_loop_as_in_jupyter():
     program = subprocess.run(
         [

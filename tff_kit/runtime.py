@@ -247,8 +247,9 @@ def _keep(command: list[str], listening: socket.socket, log: BinaryIO, started: 
 
 
 def worker_environment() -> dict[str, str]:
-    """Returns the environment variables of a worker."""
-    return {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
+    """Returns the environment variables of a worker: this process's, which take precedence, and what a worker does well with."""
+    # The C library gives a program up to eight pools of memory a processor, and each comes to hold what tensors in it left free.
+    return {"TF_CPP_MIN_LOG_LEVEL": "1", "MALLOC_ARENA_MAX": str(os.cpu_count()), **os.environ}
 
 
 def _wait_until_ready(running: _Running, port: int) -> None:
