@@ -48,7 +48,7 @@ def _halves(data: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = shutil.copy(pathlib.Path(data) / "emnist_all.sqlite", folder)
         with contextlib.closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE examples SET client_id = client_id || '-' || rowid % 2")
+            database.execute("UPDATE examples SET client_id = client_id || '-' || (rowid % 2)")
             database.execute("DELETE FROM client_metadata")
             counts = "SELECT client_id, split_name, COUNT(*) FROM examples GROUP BY client_id, split_name"
             database.execute(f"INSERT INTO client_metadata (client_id, split_name, num_examples) {counts}")
