@@ -68,6 +68,7 @@ def build_federated_averaging_process(
         client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or _mean_factory(),
+        loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,  # Faster than a reduction, and equal to the bit.
     )
 
 

@@ -199,7 +199,9 @@ def worker_command(
     options = [f"--socket={listening.fileno()}", f"--parent={parent}"]
     options += [] if credential is None else [f"--credential={os.fspath(credential)}"]
     options += ["--insecure"] if insecure else []
-    return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", str(_BINARY)]
+    # As many clients compute at once as there are processors; more only hold memory longer.
+    at_once = f"--max_concurrent_computation_calls={os.cpu_count()}"
+    return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", str(_BINARY), at_once]
 
 
 def open_channel(
