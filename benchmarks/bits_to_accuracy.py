@@ -96,7 +96,7 @@ _KWS = {
     },
 }
 FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
-"""Settings that cost no accuracy to speak of, on the seed's own models, for other benchmarks."""
+"""Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
 
 def _tested(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:

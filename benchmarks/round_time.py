@@ -4,8 +4,8 @@
     python -m benchmarks.round_time kws --data FOLDER_OF_EMBEDDINGS --window 1s
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
-medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are those of bits_to_accuracy.py
-without loss of accuracy. Then trainings of 500 rounds, as a user starts them, whose memory is read all the time. Writes
+medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are FEWEST_BITS of
+bits_to_accuracy.py. Then trainings of 500 rounds, as a user starts them, whose memory is read all the time. Writes
 results/round_time.md and results/memory.md, and for keyword spotting results/round_time_kws_WINDOW.md and
 results/memory_kws_WINDOW.md. With --rounds 0 memory alone is measured, with --memory-rounds 0 time alone.
 """

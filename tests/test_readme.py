@@ -20,6 +20,7 @@ from tff_kit.datasets import emnist
         "bits_to_accuracy.md",
         "faults.md",
         "many_clients.md",
+        "peers.md",
     ],
 )
 def test_tables_are_those_of_the_results(name):
