@@ -24,7 +24,6 @@ from tff_kit import encoders, runtime
 
 _SHAPE = (3136, 512)
 _SPECS = (
-    "tensor_encoding:8",
     "uniform:8",
     "eden:1",
     "rotate+uniform:8",
