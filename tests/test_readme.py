@@ -21,6 +21,7 @@ from tff_kit.datasets import emnist
         "faults.md",
         "many_clients.md",
         "peers.md",
+        "memory.md",
     ],
 )
 def test_tables_are_those_of_the_results(name):
