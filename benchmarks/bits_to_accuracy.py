@@ -34,15 +34,16 @@ _DITHERED_UP = "step:3,dithered+entropy/uniform:8"  # Nearest levels would leave
 _ROTATED_UP = "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8"
 _COARSE_UP = "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8"
 _TUTORIAL = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
+_LOW_RANK = {
+    "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
+    "broadcast_change": True,
+    "mean": "lowrank:16+step:0.5+entropy/uniform:6",
+    "threshold": 4000,
+}
 _EMNIST = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
-    "low rank": {
-        "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": "lowrank:16+step:0.5+entropy/uniform:6",
-        "threshold": 4000,
-    },
+    "low rank": _LOW_RANK,
     "lower rank": {
         "broadcast": "lowrank:24+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
@@ -50,13 +51,7 @@ _EMNIST = {
         "threshold": 4000,
     },
     "16 filters, nothing encoded": {"filters": 16},
-    "16 filters, low rank": {
-        "filters": 16,
-        "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": "lowrank:16+step:0.5+entropy/uniform:6",
-        "threshold": 500,
-    },
+    "16 filters, low rank": {"filters": 16, **_LOW_RANK, "threshold": 500},
 }
 _KWS = {
     _PLAIN: {},

@@ -13,13 +13,12 @@ import dataclasses
 import itertools
 import pathlib
 import platform
-import statistics
 from typing import Any
 
 import tyro
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, trained, write_csv
+from benchmarks.trained import RESULTS, final, spread, trained, write_csv
 from tff_kit import sizing
 
 _SPECS = ("identity", "tensor_encoding:8", "uniform:8")
@@ -38,11 +37,10 @@ def _summary(finals: list[dict], data: str, command: str) -> str:
     for client_lr, spec in itertools.product(_CLIENT_LRS, _SPECS):
         group = [final for final in finals if (final["client_lr"], final["mean"]) == (client_lr, spec)]
         plain = next(final for final in finals if final["mean"] == "identity")
-        accuracies = [final["test_accuracy"] for final in group]
         down, up = group[0]["broadcast_bits"], group[0]["aggregate_bits"]
         ratio = (plain["broadcast_bits"] + plain["aggregate_bits"]) / (down + up)
         lines.append(
-            f"| {client_lr} | `{spec}` | {statistics.mean(accuracies):.4f} ({min(accuracies):.4f} to {max(accuracies):.4f}) "
+            f"| {client_lr} | `{spec}` | {spread([final['test_accuracy'] for final in group])} "
             f"| {sizing.format_size(down)} | {sizing.format_size(up)} | {ratio:.2f}x |"
         )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Data that tests share."""
+"""What tests share: data, and patience."""
 
 import csv
 import os
@@ -6,6 +6,7 @@ import pathlib
 import sqlite3
 import subprocess
 import sys
+import time
 import wave
 
 import numpy as np
@@ -13,6 +14,13 @@ import pytest
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,13 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from conftest import ROOT
+from conftest import ROOT, wait_until
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 from test_processes import clients, model_fn
 
@@ -218,13 +217,6 @@ def _call(context, computation, *arguments):
     return thread, outcome
 
 
-def _wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 NUMBERS = [1, 10, 100, 1000]
 
 
@@ -233,7 +225,7 @@ def test_the_others_compute_what_a_lost_worker_had(pair, join, tmp_path, fault):
     context, sizes, said = join(pair, timeout=3.0)
     computation, go_on = _waiting_sum(tmp_path)
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    _wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
     lost = pair[1]
     stopped = lost.relay if fault == "cut off" else lost.process  # To its driver, a link that is cut is silent.
     if fault == "kill -9":
@@ -269,7 +261,7 @@ def test_without_any_worker_a_call_ends_in_time_with_a_sentence(pair, join, tmp_
     context, sizes, _ = join(pair, timeout=1.0)
     computation, go_on = _waiting_sum(tmp_path)
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    _wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
     for worker in pair:
         worker.process.suspend()
     thread.join(30)
@@ -339,7 +331,7 @@ def test_garbage_at_a_workers_port_disturbs_nobody(pair, join, tmp_path):
     context, _, said = join(pair)
     computation, go_on = _waiting_sum(tmp_path)
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    _wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 4096, b""):
         with socket.create_connection(("127.0.0.1", pair[0].port)) as connection, contextlib.suppress(OSError):
             connection.sendall(garbage)
@@ -386,7 +378,7 @@ def test_the_worker_command_ends_with_who_started_it():
     parent = psutil.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert parent.stdout.readline().startswith("worker at 127.0.0.1:")
     (worker,) = parent.children()
-    _wait_until(lambda: len(worker.children()) == 1)
+    wait_until(lambda: len(worker.children()) == 1)
     started = [worker, *worker.children()]
     parent.kill()
     assert not psutil.wait_procs(started, timeout=10)[1]
@@ -425,7 +417,7 @@ def test_a_training_that_loses_its_workers_goes_on_elsewhere(pair, tmp_path, cap
     addresses = ",".join(worker.address for worker in pair)
 
     def fail_later(line=None):
-        _wait_until(lambda: (tmp_path / "run/metrics.csv").exists() and len(_rows(tmp_path)) >= 2, 120)
+        wait_until(lambda: (tmp_path / "run/metrics.csv").exists() and len(_rows(tmp_path)) >= 2, 120)
         for worker in pair:
             worker.process.suspend()
 

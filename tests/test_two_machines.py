@@ -12,12 +12,11 @@ import runpy
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 from tff_kit import __main__ as command_line
 from tff_kit import runs, whisper
@@ -87,7 +86,7 @@ class Network:
         return self._said.read_text()[self._already_said :]
 
     def wait_until_said(self, text):
-        wait_until(lambda: text in self.said() or self._trainings.poll() is not None)
+        wait_until(lambda: text in self.said() or self._trainings.poll() is not None, 120)
         assert text in self.said()
 
     def set_link(self, i, state):
@@ -112,13 +111,6 @@ from tff_kit.__main__ import main
 for line in sys.stdin:
     print("ended with", main(json.loads(line)), flush=True)
 """
-
-
-def wait_until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +198,7 @@ def test_links_that_are_cut_in_mid_round_change_nothing(network, digits, of_one_
     first, second = network.addresses
     before = network.seconds_computed(1)
     network.start_training(*digits, "--rounds", "4", "--logdir", str(tmp_path / "run"))
-    wait_until(lambda: network.seconds_computed(1) > before + 0.2)  # In the first round: nothing else is its to compute.
+    wait_until(lambda: network.seconds_computed(1) > before + 0.2, 120)  # In the first round: nothing else is its to compute.
     network.set_link(1, "down")
     network.wait_until_said(f"The worker {second} does not answer any more; the others compute its clients.")
     network.wait_until_said("round   1:")
