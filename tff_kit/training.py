@@ -33,6 +33,10 @@ _SERVER_OPTIMIZERS: dict[str, Callable[[float], tff.learning.optimizers.Optimize
     "yogi": lambda lr: tff.learning.optimizers.build_yogi(lr, beta_1=0.9, beta_2=0.99, epsilon=_EPSILON),
     "adagrad": lambda lr: tff.learning.optimizers.build_adagrad(lr, _EPSILON**2, epsilon=_EPSILON),
 }
+# A client's dataset is small, and made anew in each round: to optimize it takes TensorFlow longer than that saves.
+_AS_WRITTEN = tf.data.Options()
+_AS_WRITTEN.experimental_optimization.apply_default_optimizations = False
+_AS_WRITTEN.autotune.enabled = False
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
 
 
@@ -127,7 +131,7 @@ def read_by_client_id(
 
     @tff.tensorflow.computation(np.str_, np.int64)
     def client_dataset(client, seed):
-        return data.client_dataset(client, seed)
+        return data.client_dataset(client, seed).with_options(_AS_WRITTEN)
 
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)
 

@@ -83,13 +83,13 @@ def load(
         own = tf.strings.to_hash_bucket_fast(client_id, 2**31 - 1)  # clients with equal labels draw differently
         seed = tf.stack([tf.cast(seed, tf.int64), own])
 
-        def epoch(number: tf.Tensor) -> tf.data.Dataset:
-            of_epoch = tf.random.experimental.stateless_fold_in(seed, number)
+        def draw(epoch: tf.Tensor) -> tf.Tensor:
+            of_epoch = tf.random.experimental.stateless_fold_in(seed, epoch)
             drawn = _draw_balanced(labels, of_epoch) if balanced else _shuffled(tf.size(labels), of_epoch)
-            return tf.data.Dataset.from_tensor_slices((tf.gather(labels, drawn[:whole]), drawn[:whole]))
+            return drawn[:whole]
 
-        records = tf.data.Dataset.range(local_epochs).flat_map(epoch)
-        return _batches(store, records.map(lambda label, record: (path, record, label)), batch_size)
+        drawn = tf.reshape(tf.map_fn(draw, tf.range(local_epochs, dtype=tf.int64)), [-1])
+        return _batches(store, _clips(path, drawn, tf.gather(labels, drawn)), batch_size)
 
     names = [f"clients/{client}" for client in store.client_ids]
     of_file = [store.labels(name) for name in names]
@@ -102,8 +102,8 @@ def load(
         record = tf.constant(np.concatenate([np.arange(len(x)) for x in of_file]))
         drawn = _draw_balanced(labels, tf.stack([tf.cast(seed, tf.int64), tf.constant(-1, tf.int64)]))
         drawn = drawn[: all_batches * batch_size]
-        records = tf.data.Dataset.from_tensor_slices((tf.gather(file, drawn), tf.gather(record, drawn), tf.gather(labels, drawn)))
-        return _batches(store, records.map(lambda f, r, y: (paths[f], r, y)), batch_size)
+        clips = _clips(tf.gather(paths, tf.gather(file, drawn)), tf.gather(record, drawn), tf.gather(labels, drawn))
+        return _batches(store, clips, batch_size)
 
     return EmbeddingDataset(
         name=store.name,
@@ -136,20 +136,21 @@ def _draw_balanced(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], count, seed, dtype=tf.int64)[0]
 
 
-def _batches(store: stores.Store, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """From a dataset of (folder, number of the clip, label) to batches of embeddings and labels."""
+def _clips(folder: tf.Tensor, number: tf.Tensor, label: tf.Tensor) -> tf.data.Dataset:
+    """Returns a dataset of (path of the clip, label) from int [n] numbers and int32 [n] labels."""
+    names = tf.strings.as_string(number, width=stores.DIGITS, fill="0")  # Of all at once: a fifth of the time of one by one.
+    return tf.data.Dataset.from_tensor_slices((tf.strings.join([folder, "/", names]), label))
 
-    def read(path, number, label):
-        return tf.io.read_file(tf.strings.join([path, "/", tf.strings.as_string(number, width=stores.DIGITS, fill="0")])), label
 
-    batches = records.map(read).batch(batch_size)
+def _batches(store: stores.Store, clips: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """From a dataset of `_clips` to batches of embeddings and labels."""
+    batches = clips.map(lambda path, label: (tf.io.read_file(path), label)).batch(batch_size)
     return batches.map(lambda raw, label: (stores.decode(store, raw), label)).prefetch(_PREFETCH)
 
 
 def _in_order(store: stores.Store, path: str) -> tf.data.Dataset:
     labels = _read_labels(tf.constant(path))
-    clips = tf.data.Dataset.from_tensor_slices((tf.range(tf.size(labels)), labels))
-    return _batches(store, clips.map(lambda number, label: (path, number, label)), _TEST_BATCH_SIZE)
+    return _batches(store, _clips(tf.constant(path), tf.range(tf.size(labels)), labels), _TEST_BATCH_SIZE)
 
 
 def _read_labels(path: tf.Tensor) -> tf.Tensor:
