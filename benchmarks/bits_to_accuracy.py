@@ -44,6 +44,7 @@ _EMNIST = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "low rank": _LOW_RANK,
+    "the same, with feedback": {**_LOW_RANK, "broadcast_feedback": True},
     "lower rank": {
         "broadcast": "lowrank:24+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
@@ -59,6 +60,7 @@ _KWS = {
     "steps, change down": {
         "broadcast": "step:2+entropy/uniform:8",
         "broadcast_change": True,
+        "broadcast_feedback": True,
         "mean": _DITHERED_UP,
         "threshold": 5000,
     },
@@ -68,7 +70,14 @@ _KWS = {
         "mean": _ROTATED_UP,
         "threshold": 5000,
     },
-    "the same, coarser": {
+    "the same, with feedback": {
+        "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
+        "broadcast_change": True,
+        "broadcast_feedback": True,
+        "mean": _ROTATED_UP,
+        "threshold": 5000,
+    },
+    "without feedback, coarser": {
         "broadcast": "lowrank:8,128+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
         "mean": _COARSE_UP,
@@ -84,7 +93,7 @@ _KWS = {
     },
     "16 filters, coarser": {
         "filters": 16,
-        "broadcast": "step:2+entropy/uniform:8",
+        "broadcast": "lowrank:4,16+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
         "mean": _COARSE_UP,
         "threshold": 500,

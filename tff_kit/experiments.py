@@ -70,8 +70,9 @@ class Experiment(Training):
     such as rotate+uniform:4, eden:0.5, lowrank:8+step:1+entropy; after a slash one for small variables,
     such as eden:1/uniform:8. An unknown one lists the stages."""
     broadcast_change: bool = False
-    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights; what
-    encoding loses is added to the next broadcast."""
+    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights."""
+    broadcast_feedback: bool = False
+    """Add what encoding lost of a broadcast to the next one: for coarse rounding, not for low rank."""
     mean: str = "identity"
     """Encoder of the clients' updates on their way to the server, likewise."""
     threshold: int = encoders.THRESHOLD

@@ -73,7 +73,10 @@ def build_federated_averaging_process(
 
 
 def build_encoded_broadcast_process_from_model(
-    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder], change_only: bool = False
+    model_fn: ModelFn,
+    encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder],
+    change_only: bool = False,
+    error_feedback: bool = False,
 ) -> tff.learning.templates.DistributionProcess:
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
@@ -81,11 +84,16 @@ def build_encoded_broadcast_process_from_model(
     and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
     `distortion`, the squared error of the encoding over the squared norm of what was encoded.
 
-    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself, and adds
-    to it what encoding lost in the round before. So a client needs no memory of earlier rounds, the first round costs next to
-    nothing, and what is too small to be sent adds up until it is. Error feedback on the server's side is K. Gruntkowska, A.
-    Tyurin, P. Richtárik: EF21-P and Friends: Improved Theoretical Communication Complexity for Distributed Optimization with
-    Bidirectional Compression. ICML 2023, arXiv 2209.15218.
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself. So a client
+    needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be sent stays in the
+    server's weights, and grows there with further updates.
+
+    With `error_feedback` what encoding lost in the round before is added to what is encoded, so that over the rounds all of it is
+    sent. That helps an encoder that would never send the small numbers, as coarse rounding. One that always leaves out
+    the same directions, as low rank, is better off without: what was lost adds up, and then goes out in excess. Feedback on the
+    server's side is due to K. Gruntkowska, A. Tyurin, P. Richtárik: EF21-P and Friends: Improved Theoretical Communication
+    Complexity for Distributed Optimization with Bidirectional Compression. ICML 2023, arXiv 2209.15218. There the clients
+    keep what they received; here they need not.
 
     Args:
       model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
@@ -94,6 +102,7 @@ def build_encoded_broadcast_process_from_model(
         `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
       change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
         wherever it is called, as the models here do when they are given a seed.
+      error_feedback: Whether to add what the last encoding lost.
 
     Returns:
       A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
@@ -111,7 +120,7 @@ def build_encoded_broadcast_process_from_model(
 
     @tff.tensorflow.computation
     def initial_state():
-        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if change_only else ()
+        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if error_feedback else ()
         return tuple(encoder.initial_state() for encoder in encoder_list), lost
 
     @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
@@ -119,7 +128,9 @@ def build_encoded_broadcast_process_from_model(
         encoder_states, lost = state
         flat = tf.nest.flatten(weights)
         if change_only:
-            flat = [x - x0 + y for x, x0, y in zip(flat, initial_weights(), lost)]
+            flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
+        if error_feedback:
+            flat = [x + y for x, y in zip(flat, lost)]
         outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
         encoded = tuple(output[0] for output in outputs)
         decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
@@ -127,7 +138,7 @@ def build_encoded_broadcast_process_from_model(
             bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
             distortion=_normalised(_squared_error_and_norm(flat, decoded)),
         )
-        lost = tuple(x - y for x, y in zip(flat, decoded)) if change_only else ()
+        lost = tuple(x - y for x, y in zip(flat, decoded)) if error_feedback else ()
         return (tuple(output[1] for output in outputs), lost), encoded, measurements
 
     @tff.tensorflow.computation(encode.type_signature.result[1])

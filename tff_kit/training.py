@@ -96,7 +96,10 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
         build_client_optimizer(experiment),
         _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
-            model_fn, encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments), experiment.broadcast_change
+            model_fn,
+            encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments),
+            experiment.broadcast_change,
+            experiment.broadcast_feedback,
         ),
         processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
         experiment.weighted,
