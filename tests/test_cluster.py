@@ -1,6 +1,7 @@
 """Several workers: the same numbers as one, and whatever becomes of a worker, each client counts once."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -401,6 +402,8 @@ def test_a_worker_ends_by_signals(sent):
         (["--workers", "localhost:1,"], "found ''"),
         (["--clients-at-a-time", "0"], "Expected --clients-at-a-time to be at least 1"),
         (["--worker-timeout", "0"], "Expected --worker-timeout to be more than 0"),
+        (["--max-concurrent", "0"], "Expected --max-concurrent to be at least 1, found 0"),
+        (["--max-concurrent", "1", "--workers", "127.0.0.1:1"], "Expected --max-concurrent without --workers, found both"),
         (["--credential", "nowhere.pem"], "Expected a PEM file at --credential nowhere.pem"),
         (["--workers", "127.0.0.1:1", "--worker-timeout", "0.5"], "Expected a worker at 127.0.0.1:1, found none that answers"),
     ],
@@ -446,3 +449,24 @@ def _rows(folder):
 
     with open(folder / "run/metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="the script runs the project's own .venv")
+def test_a_worker_started_over_ssh_computes_and_ends_with_the_training(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ssh = tmp_path / "ssh"  # Of one host, this one; what it would forward is here already.
+    ssh.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/arguments\necho $$ > {tmp_path}/pid\nexec bash -c "${{@: -1}}"\n')
+    ssh.chmod(0o755)
+    settings = ["--data", "digits", "--rounds", "1", "--clients", "2", "--logdir", str(tmp_path / "run")]
+    subprocess.run(
+        [str(ROOT / "scripts" / "workers_over_ssh.sh"), "first", "emnist", *settings],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        timeout=120,
+        check=True,
+    )
+    assert f"-L 127.0.0.1:{port}:127.0.0.1:{port} first" in (tmp_path / "arguments").read_text()
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["machines"]["workers"] == f"127.0.0.1:{port}"
+    worker = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(worker))

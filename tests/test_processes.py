@@ -209,7 +209,7 @@ def _sending_changes(spec):
 
 def test_a_change_sent_exactly_arrives_as_the_weights():
     process, weights = _sending_changes("identity"), _initial_weights()  # One more than the initial ones.
-    state, received, measurements = _send_to_one_client(process, process.initialize(), weights)
+    _, received, measurements = _send_to_one_client(process, process.initialize(), weights)
     for a, b in zip(received.trainable, weights.trainable):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert measurements["distortion"] == 0

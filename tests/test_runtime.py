@@ -118,6 +118,16 @@ def test_a_workers_output_goes_to_its_log(tmp_path):
     assert (tmp_path / "worker.log").exists()
 
 
+@pytest.mark.parametrize("told, expected", [(None, os.cpu_count()), (5, 5)])
+def test_a_worker_computes_as_much_at_once_as_there_are_processors_or_as_told(told, expected):
+    worker = runtime.Worker(max_concurrent=told)
+    try:
+        worker.stub()
+        assert f"--max_concurrent_computation_calls={expected}" in psutil.Process(worker.pid).cmdline()
+    finally:
+        worker.stop()
+
+
 def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == str(os.cpu_count())

@@ -131,6 +131,7 @@ def _worker(
     bind: str = "127.0.0.1",
     credential: Optional[pathlib.Path] = None,
     insecure: bool = False,
+    max_concurrent: Optional[int] = None,
 ) -> None:
     """Computes for trainings that have this machine in --workers, until Ctrl-C or the end of the process that started it.
 
@@ -140,8 +141,9 @@ def _worker(
         credential: PEM file of a key and its certificate, as scripts/credential.sh makes one. Only trainings with the same file
             can connect, and all is encrypted.
         insecure: Serve everybody, unencrypted; and run where the system allows no network namespace to shut the worker in.
+        max_concurrent: Clients that train at once, by default as many as there are processors.
     """
-    runtime.serve(port, bind, credential, insecure)
+    runtime.serve(port, bind, credential, insecure, max_concurrent)
 
 
 _TASK_COMMANDS = ("train", "evaluate")

@@ -48,6 +48,9 @@ class Machines:
     """PEM file of the key and certificate that the workers were started with, if they were."""
     clients_at_a_time: int = 50
     """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer take less memory."""
+    max_concurrent: Optional[int] = None
+    """Clients that the worker of this machine trains at once, by default as many as it has processors. Those in --workers
+    were told when they were started."""
 
     def __post_init__(self):
         for address in self.addresses:
@@ -57,6 +60,12 @@ class Machines:
             raise runtime.WorkerError(f"Expected --worker-timeout to be more than 0, found {self.worker_timeout:g}.")
         if self.clients_at_a_time < 1:
             raise runtime.WorkerError(f"Expected --clients-at-a-time to be at least 1, found {self.clients_at_a_time}.")
+        runtime.check_max_concurrent(self.max_concurrent)
+        if self.max_concurrent is not None and self.addresses:
+            raise runtime.WorkerError(
+                "Expected --max-concurrent without --workers, found both: it is set where a worker is started, by python -m "
+                "tff_kit worker --max-concurrent."
+            )
         if self.credential is not None and not pathlib.Path(self.credential).is_file():
             raise runtime.WorkerError(f"Expected a PEM file at --credential {self.credential}, found none.")
 
@@ -88,7 +97,7 @@ def open_context(
       tff_kit.runtime.WorkerError: If a worker does not answer.
     """
     parts = math.ceil(clients / machines.clients_at_a_time)
-    own = runtime.Worker(log)
+    own = runtime.Worker(log, machines.max_concurrent)
     sizes = sizing.sizing_executor_factory(own)
     remote = [RemoteWorker(address, machines.credential, machines.worker_timeout) for address in machines.addresses]
     try:

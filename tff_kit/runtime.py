@@ -76,10 +76,12 @@ class Worker:
 
     Args:
       log: Where the worker's output is appended to. A path, or `None` for a temporary file that only shows in errors.
+      max_concurrent: As of `worker_command`.
     """
 
-    def __init__(self, log: Optional[Union[str, os.PathLike]] = None):
+    def __init__(self, log: Optional[Union[str, os.PathLike]] = None, max_concurrent: Optional[int] = None):
         self._log = log
+        self._max_concurrent = max_concurrent
         self._running: Optional[_Running] = None
         self._lock = threading.Lock()
         self._stopped = False
@@ -129,7 +131,7 @@ class Worker:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
             # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
-            command = worker_command(listening, os.getpid(), insecure=True)
+            command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
             threading.Thread(target=_keep, args=(command, listening, log, started), name="tff-worker", daemon=True).start()
             process = started.result()
         channel = open_channel(f"127.0.0.1:{port}")
@@ -148,6 +150,7 @@ def serve(
     bind: str = "127.0.0.1",
     credential: Optional[Union[str, os.PathLike]] = None,
     insecure: bool = False,
+    max_concurrent: Optional[int] = None,
 ) -> NoReturn:
     """Makes this process a worker for trainings elsewhere. It ends by a signal, and with the process that started it.
 
@@ -157,9 +160,10 @@ def serve(
       credential: PEM file of a key and its certificate, which whoever connects must have as well.
       insecure: Whether to serve everybody who reaches an address beyond loopback, unencrypted, and to run where the system
         allows no network namespace.
+      max_concurrent: As of `worker_command`.
 
     Raises:
-      WorkerError: If others could connect without a credential, or the credential can't be used.
+      WorkerError: If others could connect without a credential, the credential can't be used, or `max_concurrent` is below 1.
       OSError: If the port is taken.
     """
     family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
@@ -173,11 +177,12 @@ def serve(
             launcher.tls_context(os.fspath(credential))
         except (OSError, ssl.SSLError) as error:
             raise WorkerError(f"Expected a key and its certificate, PEM, in {credential}, found: {error}.") from error
+    check_max_concurrent(max_concurrent)
     _check_binary()
     listening = socket.create_server(address[:2], family=family)
     listening.set_inheritable(True)
     print(f"worker at {bind}:{listening.getsockname()[1]}, {'TLS' if credential else 'plain text'}", flush=True)
-    command = worker_command(listening, os.getppid(), credential, insecure)
+    command = worker_command(listening, os.getppid(), credential, insecure, max_concurrent)
     os.execve(command[0], command, worker_environment())
 
 
@@ -186,6 +191,7 @@ def worker_command(
     parent: int,
     credential: Optional[Union[str, os.PathLike]] = None,
     insecure: bool = False,
+    max_concurrent: Optional[int] = None,
 ) -> list[str]:
     """Returns the command of a worker, to be run or executed with the file descriptor of `listening` inherited.
 
@@ -195,13 +201,20 @@ def worker_command(
       credential: PEM file of a key and its certificate, which whoever connects must have as well. `None` for plain text.
       insecure: Whether the worker shall also run where the system allows no network namespace. A port of it, drawn by
         chance, is then open on all addresses of the machine.
+      max_concurrent: How many computations, such as the training of a client, run at once. By default as many as there are
+        processors: more of them hold memory longer and gain nothing.
     """
     options = [f"--socket={listening.fileno()}", f"--parent={parent}"]
     options += [] if credential is None else [f"--credential={os.fspath(credential)}"]
     options += ["--insecure"] if insecure else []
-    # As many clients compute at once as there are processors; more only hold memory longer.
-    at_once = f"--max_concurrent_computation_calls={os.cpu_count()}"
+    at_once = f"--max_concurrent_computation_calls={max_concurrent or os.cpu_count()}"
     return [sys.executable, "-I", "-S", launcher.__file__, *options, "--", str(_BINARY), at_once]
+
+
+def check_max_concurrent(max_concurrent: Optional[int]) -> None:
+    """Raises `WorkerError` if it is less than 1."""
+    if max_concurrent is not None and max_concurrent < 1:
+        raise WorkerError(f"Expected --max-concurrent to be at least 1, found {max_concurrent}.")
 
 
 def open_channel(

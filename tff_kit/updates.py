@@ -24,7 +24,9 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
       For each client an array a trainable variable, float32: the weights after its local training minus those before.
     """
     data = experiment.load_data()
-    plain = dataclasses.replace(experiment, broadcast="identity", broadcast_change=False, broadcast_feedback=False, mean="identity")
+    plain = dataclasses.replace(
+        experiment, broadcast="identity", broadcast_change=False, broadcast_feedback=False, mean="identity"
+    )
     process = training.build_process(dataclasses.replace(plain, server_optimizer="sgd", server_lr=1.0), data)
     weights = tff.learning.models.ModelWeights.from_model(run.load_model())
     before = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
