@@ -9,9 +9,7 @@ results/bits_to_accuracy.{csv,md,png}. Runs that are done already (in --logdir) 
 
 from __future__ import annotations
 
-import os
 import pathlib
-import platform
 import statistics
 from typing import Any, Optional
 
@@ -19,7 +17,8 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, spread, trained, write_csv
+from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
+from benchmarks.trained import final, trained
 from tff_kit import sizing
 
 _PLAIN = "nothing encoded"
@@ -193,14 +192,12 @@ def main(
     write_csv("bits_to_accuracy.csv", rows)
     command = " ".join(["python -m benchmarks.bits_to_accuracy", *(f"--{task} FOLDER" for task in tasks)])
     heading = (
-        f"`{command}`; {os.cpu_count()} cores, Python {platform.python_version()}. Accuracy is the mean of seeds "
+        f"`{command}`; {machine()}. Accuracy is the mean of seeds "
         "with smallest and largest, and beside it how many points it lies above the first line's, seed by seed, with the "
         "standard error. Bits are totals over clients and rounds, everything counted."
     )
-    text = "\n".join([heading, "", *lines]).rstrip() + "\n"
-    (RESULTS / "bits_to_accuracy.md").write_text(text)
     _plot(curves)
-    print(text)
+    write_table("bits_to_accuracy.md", [heading, "", *lines])
 
 
 if __name__ == "__main__":

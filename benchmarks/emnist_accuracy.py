@@ -12,22 +12,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import platform
 from typing import Any
 
 import tyro
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, spread, trained, write_csv
+from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
+from benchmarks.trained import final, trained
 from tff_kit import sizing
 
 _SPECS = ("identity", "tensor_encoding:8", "uniform:8")
 _CLIENT_LRS = (0.1, 0.02)
 
 
-def _summary(finals: list[dict], data: str, command: str) -> str:
+def _summary(finals: list[dict], data: str, command: str) -> list[str]:
     lines = [
-        f"`{command}`, {data}, Python {platform.python_version()}, {platform.machine()}, CPU. Test accuracy after "
+        f"`{command}`, {data}, {machine()}. Test accuracy after "
         f"{finals[0]['rounds']} rounds of {finals[0]['clients']} clients: mean of {len({f['seed'] for f in finals})} seeds, "
         "and the smallest and largest. Bits are totals over all clients and rounds.",
         "",
@@ -43,7 +43,7 @@ def _summary(finals: list[dict], data: str, command: str) -> str:
             f"| {client_lr} | `{spec}` | {spread([final['test_accuracy'] for final in group])} "
             f"| {sizing.format_size(down)} | {sizing.format_size(up)} | {ratio:.2f}x |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _plot(curves: dict[tuple[float, str], list[list[dict[str, Any]]]], title: str) -> None:
@@ -85,9 +85,8 @@ def main(
     name = dataclasses.replace(experiment).load_data().name
     write_csv("emnist_accuracy.csv", finals)
     summary = _summary(finals, name, "python -m benchmarks.emnist_accuracy --data FOLDER")
-    (RESULTS / "emnist_accuracy.md").write_text(summary)
     _plot(curves, f"Federated averaging on {name}, {seeds} seeds")
-    print(summary)
+    write_table("emnist_accuracy.md", summary)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ results/encoder_time.md.
 from __future__ import annotations
 
 import os
-import platform
 from typing import Callable
 
 import psutil
@@ -19,7 +18,7 @@ import tensorflow_federated as tff
 import tyro
 from rich.progress import track
 
-from benchmarks.trained import RESULTS
+from benchmarks.results import machine, write_table
 from tff_kit import encoders, runtime
 
 _SHAPE = (3136, 512)
@@ -81,7 +80,7 @@ def main(times: int = 10, repetitions: int = 3) -> None:
     worker = runtime.Worker()
     lines = [
         f"`python -m benchmarks.encoder_time`, {_SHAPE[0]:,} x {_SHAPE[1]} normal numbers on one core, inside TFF's worker, "
-        f"Python {platform.python_version()}; nanoseconds a number.",
+        f"{machine()}; nanoseconds a number.",
         "",
         "| encoder | encode | decode | both |",
         "|---|---|---|---|",
@@ -92,9 +91,7 @@ def main(times: int = 10, repetitions: int = 3) -> None:
             encode, both = (_nanoseconds(psutil.Process(worker.pid), work, times, repetitions) for work in works)
             lines.append(f"| `{spec}` | {encode:.1f} | {both - encode:.1f} | {both:.1f} |")
     worker.stop()
-    text = "\n".join(lines) + "\n"
-    (RESULTS / "encoder_time.md").write_text(text)
-    print(text)
+    write_table("encoder_time.md", lines)
 
 
 if __name__ == "__main__":

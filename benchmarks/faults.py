@@ -8,8 +8,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import pathlib
-import platform
 import random
 import socket
 import statistics
@@ -23,9 +21,9 @@ import tensorflow_federated as tff
 import tyro
 from rich.progress import track
 
+from benchmarks.results import machine, write_table
 from tff_kit import cluster, runtime, sizing
 
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 _CLIENTS = 20
 _WEIGHTS = 100_000
 _FAULTS = ("kill -9", "SIGSTOP", "cut off")
@@ -113,17 +111,15 @@ def main(rounds: int = 200, every: int = 5, worker_timeout: float = 3.0) -> None
         with contextlib.suppress(psutil.NoSuchProcess):  # It may be that the last fault killed it.
             worker.process.kill()
     lines = [
-        f"`python -m benchmarks.faults`, two workers on one machine of {os.cpu_count()} cores, {_CLIENTS} clients a round, "
-        f"--worker-timeout {worker_timeout:g}, Python {platform.python_version()}.",
+        f"`python -m benchmarks.faults`, two workers on one machine, {_CLIENTS} clients a round, "
+        f"--worker-timeout {worker_timeout:g}, {machine()}.",
         "",
         "| rounds | faults | right sums | bits exact | median s | slowest s | driver MiB after a tenth | at the end |",
         "|---|---|---|---|---|---|---|---|",
         f"| {rounds} | {', '.join(f'{n} x {name}' for name, n in faults.items())} | {right} | {'yes' if exact else 'no'} | "
         f"{statistics.median(seconds):.2f} | {max(seconds):.1f} | {memory[0]:.0f} | {memory[1]:.0f} |",
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "faults.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_table("faults.md", lines)
 
 
 if __name__ == "__main__":

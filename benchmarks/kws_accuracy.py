@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pathlib
-import platform
 import statistics
 from typing import Any
 
@@ -20,7 +18,8 @@ import tyro
 from matplotlib import figure
 
 import tff_kit
-from benchmarks.trained import RESULTS, final, spread, trained, write_csv
+from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
+from benchmarks.trained import final, trained
 from tff_kit import sizing
 from tff_kit.datasets.embeddings import EmbeddingDataset
 
@@ -123,15 +122,14 @@ def main(
     write_csv("kws_accuracy.csv", [{name: row.get(name, "") for name in columns} for row in finals])
     lines = [
         f"`python -m benchmarks.kws_accuracy --data-30s FOLDER --data-1s FOLDER`, {rounds} rounds of 21 clients or {epochs} "
-        f"epochs, seeds 0 to {seeds - 1} of training, mean with smallest and largest; {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}. Seconds a round are medians, the test on held-out speakers not among them.",
+        f"epochs, seeds 0 to {seeds - 1} of training, mean with smallest and largest; {machine()}. "
+        "Seconds a round are medians, the test on held-out speakers not among them.",
         *notes,
         "",
         *_table(finals),
     ]
-    (RESULTS / "kws_accuracy.md").write_text("\n".join(lines) + "\n")
     _plot(curves, levels, {window: _data(folder, window).name for window, folder in folders.items()})
-    print("\n".join(lines))
+    write_table("kws_accuracy.md", lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import pathlib
-import platform
 import re
 import shutil
 import sqlite3
@@ -25,9 +24,9 @@ import psutil
 import tyro
 
 import tff_kit
+from benchmarks.results import machine, write_table
 from tff_kit import cluster, training
 
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 _SPEC = "uniform:8"
 
 
@@ -96,14 +95,13 @@ def main(
         name = f"{found['in_data'] // 2} writers in {pathlib.Path(data).name}, each as two clients with half of its digits"
         command += " --halves"
     heading = [
-        f"`python -m benchmarks.many_clients {command}`, {name}, {_SPEC} both ways, sized, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; medians of up to five rounds.",
+        f"`python -m benchmarks.many_clients {command}`, {name}, {_SPEC} both ways, sized, {machine()}; "
+        "medians of up to five rounds.",
         "",
         "| clients a round | at a time | seconds a round | ms a client | driver, peak MiB | worker, peak MiB |",
         "|---|---|---|---|---|---|",
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "many_clients.md").write_text("\n".join([*heading, *lines]) + "\n")
+    write_table("many_clients.md", [*heading, *lines])
 
 
 def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[dict[str, Any], list[str]]:
@@ -119,7 +117,6 @@ def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]
                 f"| {found['clients']} | {limit} | {found['seconds']:.2f} | "
                 f"{1000 * found['seconds'] / found['clients']:.0f} | {found['driver']} | {found['worker']} |"
             )
-            print(lines[-1], flush=True)
     return found, lines
 
 

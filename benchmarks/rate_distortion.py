@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
 import statistics
 import tempfile
 from typing import Callable, Optional
@@ -27,7 +25,7 @@ from rich.progress import track
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
-from benchmarks.trained import RESULTS, write_csv
+from benchmarks.results import RESULTS, machine, write_csv, write_table
 from tff_kit import encoders
 from tff_kit.encoders import measurement
 
@@ -148,9 +146,9 @@ def _measure(source: str, clients: list[Tensors], spec: str) -> dict[str, object
     return row
 
 
-def _table(rows: list[dict], command: str) -> str:
+def _table(rows: list[dict], command: str) -> list[str]:
     lines = [
-        f"`{command}`, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores. Bits are a weight's. "
+        f"`{command}`, {machine()}. Bits are a weight's. "
         f"A slash is before the encoder of variables of up to {encoders.THRESHOLD:,} weights; without, they travel as they are.",
     ]
     for source in dict.fromkeys(row["source"] for row in rows):
@@ -166,7 +164,7 @@ def _table(rows: list[dict], command: str) -> str:
             cells = ["payload_bits", "formula_bits", "entropy_bits", "nmse_1", "nmse_10", "nmse_21"]
             cells += ["shannon", "encode_ns", "decode_ns"]
             lines.append(f"| `{row['encoder']}` | " + " | ".join("" if row[c] is None else f"{row[c]:.4g}" for c in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _plot(rows: list[dict]) -> None:
@@ -225,9 +223,8 @@ def main(
         rows += [_measure(source, clients, spec) for spec in track([s for s in _SPECS if only in s], description=source)]
     write_csv("rate_distortion.csv", rows)
     table = _table(rows, "python -m benchmarks.rate_distortion")
-    (RESULTS / "rate_distortion.md").write_text(table)
     _plot(rows)
-    print(table)
+    write_table("rate_distortion.md", table)
 
 
 if __name__ == "__main__":

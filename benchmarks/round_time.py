@@ -14,9 +14,7 @@ results/memory_kws_WINDOW.md. With --rounds 0 memory alone is measured, with --m
 
 import contextlib
 import dataclasses
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,7 +33,7 @@ from typing_extensions import Literal
 import tff_kit
 from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.many_clients import worker_of
-from benchmarks.trained import RESULTS
+from benchmarks.results import machine, write_table
 from tff_kit import processes, runs, runtime, sizing, training
 from tff_kit.datasets import FederatedDataset
 
@@ -170,18 +168,11 @@ def paired_ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, base))
 
 
-def _write(file: str, lines: list[str]) -> None:
-    text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / file).write_text(text)
-    print(text)
-
-
 def _measure_memory(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:
     marks = [round(share * rounds) for share in _MEMORY_MARKS]
     lines = [
         f"`python -m benchmarks.round_time {command}`, {plain.load_data().name}, {plain.clients} clients a round, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}; resident MiB, the peak in the {marks[0]} rounds up to:",
+        f"{machine()}; resident MiB, the peak in the {marks[0]} rounds up to:",
         "",
         f"| way | process | {' | '.join(f'round {mark}' for mark in marks)} | last against round {marks[1]} |",
         "|---" * (len(marks) + 3) + "|",
@@ -192,7 +183,7 @@ def _measure_memory(plain: tff_kit.Experiment, rounds: int, command: str, file: 
         for process, peaks in zip(("driver", "worker"), zip(*_memory_peaks(experiment, marks))):
             row = [name, process, *(f"{peak / 2**20:.0f}" for peak in peaks), f"{peaks[-1] / peaks[1]:.3f}"]
             lines.append(f"| {' | '.join(row)} |")
-    _write(f"{file}.md", lines)
+    write_table(f"{file}.md", lines)
 
 
 def _memory_peaks(experiment: tff_kit.Experiment, marks: list[int]) -> list[tuple[int, ...]]:
@@ -239,7 +230,7 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: st
     timed = time_rounds(ways, sample, clients_a_round, rounds)
     lines = [
         f"`python -m benchmarks.round_time {command}`, {dataset.name}, {clients_a_round} clients a round, {rounds} rounds, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}.",
+        f"{machine()}.",
         "",
         "| way | seconds a round, median | against the loop, median of pairs | against federated averaging |",
         "|---|---|---|---|",
@@ -248,7 +239,7 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: st
         ratios = [paired_ratio(values, timed[base]) for base in list(timed)[:2]]
         lines.append(f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
     worker.stop()
-    _write(f"{file}.md", lines)
+    write_table(f"{file}.md", lines)
 
 
 def main(

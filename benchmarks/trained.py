@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import pathlib
-import statistics
 from typing import Any
 
 import tff_kit
 from tff_kit import experiments, runs
-
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 
 
 def trained(training: experiments.Training, logdir: pathlib.Path) -> runs.RunDirectory:
@@ -38,17 +34,3 @@ def final(experiment: tff_kit.Experiment, rows: list[dict[str, Any]]) -> dict[st
         "broadcast_bits": last["broadcast_bits"],
         "aggregate_bits": last["aggregate_bits"],
     }
-
-
-def spread(values: list[float]) -> str:
-    """Returns the mean with the smallest and the largest, as tables show them."""
-    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
-def write_csv(name: str, rows: list[dict[str, Any]]) -> None:
-    """Writes `rows` to results/`name`."""
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import selectors
 import statistics
 import subprocess
@@ -33,7 +32,7 @@ import tyro
 
 import tff_kit
 from benchmarks import round_time
-from benchmarks.trained import RESULTS
+from benchmarks.results import RESULTS, machine, write_table
 from tff_kit import cluster, evaluation, training
 from tff_kit.datasets import DataError, FederatedDataset, store, store_writer
 
@@ -215,10 +214,8 @@ def main(emnist: Optional[str] = None, kws: Optional[str] = None, rounds: int = 
     except (DataError, _PeerError) as error:
         sys.exit(f"error: {error}")
     command = " ".join(["python -m benchmarks.peers", *(f"--{x.task} FOLDER" for x in experiments), f"--rounds {rounds}"])
-    heading = f"`{command}`, {os.cpu_count()} cores, Python {platform.python_version()}."
-    text = "\n".join([heading, "", *lines]).rstrip() + "\n"
-    (RESULTS / "peers.md").write_text(text)
-    print(text)
+    heading = f"`{command}`, {machine()}."
+    write_table("peers.md", [heading, "", *lines])
 
 
 if __name__ == "__main__":
