@@ -40,8 +40,7 @@ class BitpackingStage(CoderStage):
 
     def encode(self, x, encode_params):
         del encode_params
-        numbers = tf.cast(tf.reshape(x, [-1]), tf.int64)
-        encoded = collections.OrderedDict([(self.PACKED_KEY, pack(numbers, self._bits))])
+        encoded = collections.OrderedDict([(self.PACKED_KEY, pack(tf.reshape(x, [-1]), self._bits))])
         return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
@@ -53,10 +52,13 @@ class BitpackingStage(CoderStage):
 
 
 def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
-    """Packs int64 [n] from 0 to 2^bits - 1, bits from 1 to 16, into uint8 [ceil(n bits / 8)]."""
-    if bits >= 8:
-        low = tf.cast(numbers & 0xFF, tf.uint8)
-        return low if bits == 8 else tf.concat([low, pack(tf.bitwise.right_shift(numbers, _int64(8)), bits - 8)], axis=0)
+    """Packs [n] numbers from 0 to 2^bits - 1 of any dtype, bits from 1 to 16, into uint8 [ceil(n bits / 8)]."""
+    if bits == 8:
+        return tf.cast(numbers, tf.uint8)
+    numbers = tf.cast(numbers, tf.int64)
+    if bits > 8:
+        high = pack(tf.bitwise.right_shift(numbers, _int64(8)), bits - 8)
+        return tf.concat([tf.cast(numbers & 0xFF, tf.uint8), high], axis=0)
     size = numbers.shape.num_elements()
     size = tf.size(numbers) if size is None else size
     groups = tf.reshape(tf.pad(numbers, [[0, -size % _GROUP]]), [-1, _GROUP])
@@ -65,10 +67,12 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def unpack(packed: tf.Tensor, bits: int, size: tf.Tensor) -> tf.Tensor:
-    """Returns the `size` numbers, int64 [size], that `pack` packed into `packed`."""
-    if bits >= 8:
-        low = tf.cast(packed[:size], tf.int64)
-        return low if bits == 8 else low + tf.bitwise.left_shift(unpack(packed[size:], bits - 8, size), _int64(8))
+    """Returns the `size` numbers, [size] of int64, or uint8 where they are bytes, that `pack` packed into `packed`."""
+    if bits == 8:
+        return packed[:size]
+    if bits > 8:
+        high = tf.cast(unpack(packed[size:], bits - 8, size), tf.int64)
+        return tf.cast(packed[:size], tf.int64) + tf.bitwise.left_shift(high, _int64(8))
     groups = tf.reshape(tf.pad(packed, [[0, -tf.size(packed) % bits]]), [-1, bits])
     words = tf.bitcast(tf.pad(groups, [[0, 0], [0, 8 - bits]]), tf.int64)
     numbers = tf.bitwise.right_shift(words[:, tf.newaxis], _int64([i * bits for i in range(_GROUP)]))
