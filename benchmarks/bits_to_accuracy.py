@@ -39,11 +39,19 @@ _LOW_RANK = {
     "mean": "lowrank:16+step:0.5+entropy/uniform:6",
     "threshold": 4000,
 }
+_ROTATED_AND_LOW_RANK = {
+    "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
+    "broadcast_change": True,
+    "mean": _ROTATED_UP,
+    "threshold": 5000,
+}
 _EMNIST = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "low rank": _LOW_RANK,
     "the same, with feedback": {**_LOW_RANK, "broadcast_feedback": True},
+    "low rank, only down": {**_LOW_RANK, "mean": "identity"},
+    "low rank, only up": {**_LOW_RANK, "broadcast": "identity", "broadcast_change": False},
     "lower rank": {
         "broadcast": "lowrank:24+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
@@ -63,20 +71,17 @@ _KWS = {
         "mean": _DITHERED_UP,
         "threshold": 5000,
     },
-    "rotated up, low rank down": {
-        "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
+    "rotated up, low rank down": _ROTATED_AND_LOW_RANK,
+    "the same, with feedback": {**_ROTATED_AND_LOW_RANK, "broadcast_feedback": True},
+    "low rank, only down": {**_ROTATED_AND_LOW_RANK, "mean": "identity"},
+    "rotated, only up": {**_ROTATED_AND_LOW_RANK, "broadcast": "identity", "broadcast_change": False},
+    "both, coarser": {
+        "broadcast": "lowrank:10,128+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
-        "mean": _ROTATED_UP,
+        "mean": "rotate+step:2.75,price=0.08,unbiased=yes+entropy/uniform:8",
         "threshold": 5000,
     },
-    "the same, with feedback": {
-        "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
-        "broadcast_change": True,
-        "broadcast_feedback": True,
-        "mean": _ROTATED_UP,
-        "threshold": 5000,
-    },
-    "without feedback, coarser": {
+    "both, coarser still": {
         "broadcast": "lowrank:8,128+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
         "mean": _COARSE_UP,
