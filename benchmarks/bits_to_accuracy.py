@@ -73,8 +73,6 @@ _KWS = {
     },
     "rotated up, low rank down": _ROTATED_AND_LOW_RANK,
     "the same, with feedback": {**_ROTATED_AND_LOW_RANK, "broadcast_feedback": True},
-    "low rank, only down": {**_ROTATED_AND_LOW_RANK, "mean": "identity"},
-    "rotated, only up": {**_ROTATED_AND_LOW_RANK, "broadcast": "identity", "broadcast_change": False},
     "both, coarser": {
         "broadcast": "lowrank:10,128+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
