@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import cluster, encoders, processes, proximal, report, runs, sizing
+from tff_kit import cluster, encoders, memory, processes, proximal, report, runs, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
@@ -175,12 +175,13 @@ class _Training:
 
     def run(self) -> None:
         state, first, spent = self._start()
-        with report.Progress(self._console, self._experiment, done=first) as progress:
+        with report.Progress(self._console, self._experiment, done=first) as progress, memory.given_back() as give_back:
             for round_num in range(first + 1, self._experiment.rounds + 1):
                 state, row = self._round(state, round_num, spent)
                 self._logs.write(row)
                 if row["test_accuracy"] is not None:
                     self._save(state, round_num, row)
+                    give_back()
                 progress.show(row)
         self._put_weights(state)
         self._model.save(self._run.model)
