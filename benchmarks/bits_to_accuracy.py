@@ -100,6 +100,13 @@ _KWS = {
         "mean": _COARSE_UP,
         "threshold": 500,
     },
+    "16 filters, coarser still": {
+        "filters": 16,
+        "broadcast": "lowrank:2,16+step:0.5+entropy/uniform:6",
+        "broadcast_change": True,
+        "mean": "rotate+step:3,price=0.12,unbiased=yes+entropy/uniform:6",
+        "threshold": 500,
+    },
 }
 FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
