@@ -17,7 +17,6 @@ def given_back() -> Iterator[Callable[[], None]]:
     of all, and with TensorFlow there are half a million: hundreds of MiB would wait. So it only looks at what is made in here.
     And what was freed the C library keeps in its pools, unless told.
     """
-    gc.collect()
     gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # The GNU library has it.
 
@@ -28,4 +27,5 @@ def given_back() -> Iterator[Callable[[], None]]:
     try:
         yield give_back
     finally:
+        give_back()
         gc.unfreeze()
