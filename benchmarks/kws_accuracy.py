@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import re
 import statistics
 from typing import Any
 
@@ -23,7 +24,12 @@ from benchmarks.trained import final, trained
 from tff_kit import sizing
 from tff_kit.datasets.embeddings import EmbeddingDataset
 
-_SPECS = {"identity": "tab:gray", "tensor_encoding:8": "tab:blue", "uniform:8": "tab:orange"}
+_FEDERATED: dict[str, dict[str, Any]] = {
+    f"`{spec}` both ways": {"broadcast": spec, "mean": spec} for spec in ("identity", "tensor_encoding:8", "uniform:8")
+}
+# A client of the seed's has some 200 clips, one here 90. In a second there is less to learn from each.
+_ALSO = {"1s": {"`identity` both ways, three local epochs": {"local_epochs": 3}}, "30s": {}}
+_COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green")
 # Flower's example trains with 1e-3 without federation too; on a few thousand clips less is better.
 _CENTRALIZED = {"no federation, learning rate 1e-3": 1e-3, "no federation, learning rate 3e-4": 3e-4}
 
@@ -38,7 +44,7 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
         "| window | training | test accuracy | broadcast | aggregated | both, in bytes | seconds a round |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key, group in itertools.groupby(finals, lambda row: (row["window"], row["encoder"])):
+    for key, group in itertools.groupby(finals, lambda row: (row["window"], row["training"])):
         rows = list(group)
         accuracy = spread([row["test_accuracy"] for row in rows])
         if key[1] in _CENTRALIZED:
@@ -47,7 +53,7 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
         down, up = rows[0]["broadcast_bits"], rows[0]["aggregate_bits"]
         seconds = statistics.median(row["seconds_a_round"] for row in rows)
         lines.append(
-            f"| {key[0]} | `{key[1]}` both ways | {accuracy} | {sizing.format_size(down)} | {sizing.format_size(up)} "
+            f"| {key[0]} | {key[1]} | {accuracy} | {sizing.format_size(down)} | {sizing.format_size(up)} "
             f"| {(down + up) / 8e9:.3f} GB | {seconds:.2f} |"
         )
     return lines
@@ -55,11 +61,11 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
 
 def _plot(curves: dict[str, dict[str, list[list[float]]]], levels: dict[str, dict[str, float]], titles: dict[str, str]) -> None:
     drawn = figure.Figure(figsize=(11, 4.2), layout="constrained")
-    for axis, (window, of_spec) in zip(drawn.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves.items()):
-        for spec, runs in of_spec.items():
+    for axis, (window, of_name) in zip(drawn.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves.items()):
+        for (training, runs), colour in zip(of_name.items(), _COLOURS):
             for i, accuracies in enumerate(runs):
                 rounds = range(1, len(accuracies) + 1)
-                axis.plot(rounds, accuracies, ".-", color=_SPECS[spec], alpha=0.7, label=None if i else spec)
+                axis.plot(rounds, accuracies, ".-", color=colour, alpha=0.7, label=None if i else training.replace("`", ""))
         for (name, level), style in zip(levels[window].items(), (":", "--")):
             axis.axhline(level, color="black", linestyle=style, label=name)
         axis.set(title=titles[window], xlabel="round", ylabel="test accuracy")
@@ -108,16 +114,18 @@ def main(
                     epochs=epochs, learning_rate=rate, window=window, data=folder, seed=seed
                 )
                 run = trained(training, logdir / f"{window}_centralized{rate:g}_seed{seed}")
-                rows.append({"window": window, "encoder": name, "seed": seed, **_centralized(run)})
+                rows.append({"window": window, "training": name, "seed": seed, **_centralized(run)})
             levels[window][name] = statistics.mean(row["test_accuracy"] for row in rows)
             finals += rows
-        curves[window] = {spec: [] for spec in _SPECS}
-        for spec, seed in itertools.product(_SPECS, range(seeds)):
-            experiment = tff_kit.KeywordSpotting(window=window, data=folder, seed=seed, rounds=rounds, broadcast=spec, mean=spec)
-            logged = trained(experiment, logdir / f"{window}_{spec.replace(':', '')}_seed{seed}").read_metrics()
+        federated = {**_FEDERATED, **_ALSO[window]}
+        curves[window] = {name: [] for name in federated}
+        for name, seed in itertools.product(federated, range(seeds)):
+            experiment = tff_kit.KeywordSpotting(window=window, data=folder, seed=seed, rounds=rounds, **federated[name])
+            folder_name = re.sub("[^a-z0-9]+", "_", f"{window} {name} seed{seed}")
+            logged = trained(experiment, logdir / folder_name).read_metrics()
             seconds = statistics.median(row["seconds"] for row in logged)
-            finals.append({"window": window, "encoder": spec, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
-            curves[window][spec].append([row["test_accuracy"] for row in logged])
+            finals.append({"window": window, "training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
+            curves[window][name].append([row["test_accuracy"] for row in logged])
     columns = list(finals[-1])
     write_csv("kws_accuracy.csv", [{name: row.get(name, "") for name in columns} for row in finals])
     lines = [
