@@ -35,6 +35,14 @@ def test_the_names_are_those_of_the_settings():
     assert tuple(training._OPTIMIZERS) == experiments.CLIENT_OPTIMIZERS
 
 
+def test_with_feedback_a_process_keeps_what_its_broadcast_lost():
+    experiment = tff_kit.Emnist(data="digits", broadcast="uniform:4", broadcast_change=True, broadcast_feedback=True)
+    process = training.build_process(experiment, experiment.load_data())
+    kept = tff.structure.flatten(process.initialize.type_signature.result.member.distributor)
+    shapes = [tuple(weight.shape) for weight in experiment.build_model().weights]
+    assert [tuple(leaf.shape) for leaf in kept] == shapes  # These encoders keep nothing themselves.
+
+
 @pytest.mark.parametrize(("server", "server_lr"), [("sgdm", 1.0), ("adam", 0.05), ("yogi", 0.05), ("adagrad", 0.05)])
 def test_server_optimizers_learn_with_encoded_updates(server, server_lr):
     _, first = _trained(server, server_lr)
