@@ -51,7 +51,7 @@ _EMNIST = {
     "low rank": _LOW_RANK,
     "the same, with feedback": {**_LOW_RANK, "broadcast_feedback": True},
     "low rank, only down": {**_LOW_RANK, "mean": "identity"},
-    "low rank, only up": {**_LOW_RANK, "broadcast": "identity", "broadcast_change": False},
+    "low rank, only up": {"mean": _LOW_RANK["mean"], "threshold": _LOW_RANK["threshold"]},
     "lower rank": {
         "broadcast": "lowrank:24+step:0.5+entropy/uniform:8",
         "broadcast_change": True,
