@@ -22,6 +22,7 @@ from benchmarks.trained import final, trained
 from tff_kit import sizing
 
 _PLAIN = "nothing encoded"
+_COLOURS = ["black", *(f"C{i}" for i in range(10))]
 _LAST = 5  # Tests of single rounds scatter more than what is to be seen,
 _SEEDS = {"emnist": 3, "kws": 6}  # and a test on the few hundred clips of some speakers more than one on digits.
 
@@ -154,7 +155,7 @@ def _plot(curves: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> None:
         for i, (name, seeds) in enumerate(of_name.items()):
             for k, points in enumerate(seeds):
                 mebibytes = [bits / 2**23 for bits, _ in points]
-                axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=f"C{i}", label=None if k else name)
+                axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=_COLOURS[i], label=None if k else name)
         axis.set(xscale="log", xlabel="MiB, both ways, all clients", ylabel="test accuracy")
         axis.set_title(title.replace(", ", ",\n", 1), fontsize=9)
         axis.grid(alpha=0.3)
