@@ -25,10 +25,10 @@ from tff_kit import sizing
 from tff_kit.datasets.embeddings import EmbeddingDataset
 
 _FEDERATED: dict[str, dict[str, Any]] = {
-    f"`{spec}` both ways": {"broadcast": spec, "mean": spec} for spec in ("identity", "tensor_encoding:8", "uniform:8")
+    spec: {"broadcast": spec, "mean": spec} for spec in ("identity", "tensor_encoding:8", "uniform:8")
 }
 # A client of the seed's has some 200 clips, one here 90. In a second there is less to learn from each.
-_ALSO = {"1s": {"`identity` both ways, three local epochs": {"local_epochs": 3}}, "30s": {}}
+_ALSO = {"1s": {"identity, three local epochs": {"local_epochs": 3}}, "30s": {}}
 _COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green")
 # Flower's example trains with 1e-3 without federation too; on a few thousand clips less is better.
 _CENTRALIZED = {"no federation, learning rate 1e-3": 1e-3, "no federation, learning rate 3e-4": 3e-4}
@@ -44,7 +44,7 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
         "| window | training | test accuracy | broadcast | aggregated | both, in bytes | seconds a round |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key, group in itertools.groupby(finals, lambda row: (row["window"], row["training"])):
+    for key, group in itertools.groupby(finals, lambda row: (row["window"], row["encoder"])):
         rows = list(group)
         accuracy = spread([row["test_accuracy"] for row in rows])
         if key[1] in _CENTRALIZED:
@@ -52,9 +52,10 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
             continue
         down, up = rows[0]["broadcast_bits"], rows[0]["aggregate_bits"]
         seconds = statistics.median(row["seconds_a_round"] for row in rows)
+        encoder, comma, more = key[1].partition(",")
         lines.append(
-            f"| {key[0]} | {key[1]} | {accuracy} | {sizing.format_size(down)} | {sizing.format_size(up)} "
-            f"| {(down + up) / 8e9:.3f} GB | {seconds:.2f} |"
+            f"| {key[0]} | `{encoder}` both ways{comma}{more} | {accuracy} | {sizing.format_size(down)} "
+            f"| {sizing.format_size(up)} | {(down + up) / 8e9:.3f} GB | {seconds:.2f} |"
         )
     return lines
 
@@ -62,10 +63,10 @@ def _table(finals: list[dict[str, Any]]) -> list[str]:
 def _plot(curves: dict[str, dict[str, list[list[float]]]], levels: dict[str, dict[str, float]], titles: dict[str, str]) -> None:
     drawn = figure.Figure(figsize=(11, 4.2), layout="constrained")
     for axis, (window, of_name) in zip(drawn.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves.items()):
-        for (training, runs), colour in zip(of_name.items(), _COLOURS):
+        for (name, runs), colour in zip(of_name.items(), _COLOURS):
             for i, accuracies in enumerate(runs):
                 rounds = range(1, len(accuracies) + 1)
-                axis.plot(rounds, accuracies, ".-", color=colour, alpha=0.7, label=None if i else training.replace("`", ""))
+                axis.plot(rounds, accuracies, ".-", color=colour, alpha=0.7, label=None if i else name)
         for (name, level), style in zip(levels[window].items(), (":", "--")):
             axis.axhline(level, color="black", linestyle=style, label=name)
         axis.set(title=titles[window], xlabel="round", ylabel="test accuracy")
@@ -114,7 +115,7 @@ def main(
                     epochs=epochs, learning_rate=rate, window=window, data=folder, seed=seed
                 )
                 run = trained(training, logdir / f"{window}_centralized{rate:g}_seed{seed}")
-                rows.append({"window": window, "training": name, "seed": seed, **_centralized(run)})
+                rows.append({"window": window, "encoder": name, "seed": seed, **_centralized(run)})
             levels[window][name] = statistics.mean(row["test_accuracy"] for row in rows)
             finals += rows
         federated = {**_FEDERATED, **_ALSO[window]}
@@ -124,7 +125,7 @@ def main(
             folder_name = re.sub("[^a-z0-9]+", "_", f"{window} {name} seed{seed}")
             logged = trained(experiment, logdir / folder_name).read_metrics()
             seconds = statistics.median(row["seconds"] for row in logged)
-            finals.append({"window": window, "training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
+            finals.append({"window": window, "encoder": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
             curves[window][name].append([row["test_accuracy"] for row in logged])
     columns = list(finals[-1])
     write_csv("kws_accuracy.csv", [{name: row.get(name, "") for name in columns} for row in finals])
