@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders  # And with it the default context.
-from tff_kit.encoders import fields, line_order, rans
+from tff_kit.encoders import entropy, fields, frequencies, line_order, rans, words
 
 STAGE = encoders.EntropyCodingStage()
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -215,8 +215,8 @@ def test_behind_a_quantizer_and_inside_the_worker():
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=248).filter(any))
 def test_frequencies_sum_to_the_total_and_leave_no_symbol_out(counts):
     counts = np.array([counts, counts[::-1], [7] + [0] * (len(counts) - 1)])
-    tables = rans.frequencies(tf.constant(counts, tf.int64)).numpy()
-    np.testing.assert_array_equal(tables.sum(axis=1), rans.TOTAL)
+    tables = frequencies.proportional(tf.constant(counts, tf.int64)).numpy()
+    np.testing.assert_array_equal(tables.sum(axis=1), frequencies.TOTAL)
     np.testing.assert_array_equal(tables > 0, counts > 0)
 
 
@@ -231,22 +231,94 @@ def test_fields_of_any_widths_come_back_and_leave_no_gap(pairs):
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 50])
-def test_the_coder_returns_symbols_and_seeds_and_reaches_the_tables_entropy(lanes):
-    generator, size = np.random.default_rng(6), 40 * lanes
-    tables = rans.frequencies(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
-    contexts = generator.integers(0, 5, (rans.GROUP, size)).astype(np.int32)
-    drawn = np.stack([generator.choice(30, contexts.shape, p=table / rans.TOTAL) for table in tables])
-    symbols = np.take_along_axis(drawn, contexts[np.newaxis], 0)[0].astype(np.int32)
+@pytest.mark.parametrize("total_bits", [12, 16])
+def test_the_coder_returns_symbols_and_seeds_and_reaches_the_tables_entropy(lanes, total_bits):
+    generator, coder, steps = np.random.default_rng(6), rans.Rans(total_bits), 40
+    scale = coder.total // frequencies.TOTAL
+    table = scale * frequencies.proportional(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
+    shape = (steps, coder.group, lanes)
+    tables = generator.integers(0, 5, shape).astype(np.int32)
+    drawn = np.stack([generator.choice(30, shape, p=row / coder.total) for row in table])
+    symbols = np.take_along_axis(drawn, tables[np.newaxis], 0)[0]
+    ends = np.cumsum(table, axis=1)
+    entries = coder.entries(tf.constant(table), tf.constant(ends - table)).numpy()[tables, symbols]
     seeds = generator.integers(0, 256, rans.STATE_BYTES * lanes).astype(np.uint8)
-    states, stream = rans.encode(*map(tf.constant, (symbols, contexts, tables, seeds)))
+    states, stream = coder.encode(tf.constant(entries), tf.constant(seeds))
+
+    symbol_of = np.stack([np.repeat(np.arange(30), row) for row in table])
+    f, end = (np.take_along_axis(x, symbol_of, 1) for x in (table, ends))
+    by_slot = coder.entries(tf.constant(f), tf.constant(np.arange(coder.total) - end + f))
     followed = tf.pad(stream, [[0, 5]], constant_values=255)
-    back, seeds_back, used = rans.decode(followed, tf.constant(contexts), tf.constant(tables), states)
-    np.testing.assert_array_equal(back, symbols)
+    slots, seeds_back, used = coder.decode(followed, tf.reshape(by_slot, [-1]), states, tf.constant(steps), tf.constant(tables))
+    np.testing.assert_array_equal(symbol_of.ravel()[slots], symbols)
     np.testing.assert_array_equal(seeds_back, seeds)
     assert used == len(stream)
     assert len(states) == len(seeds)
-    expected = -np.sum(np.log2(tables[contexts, symbols] / rans.TOTAL))
+    expected = -np.sum(np.log2(table[tables, symbols] / coder.total))
     assert 8 * len(stream) <= expected + lanes + 8  # A state ends less than a bit larger than it began.
+
+
+def _kind(x):
+    """Returns the format of words that `x` is coded in, or words.NONE where its elements are coded one by one."""
+    payload = STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY].numpy()
+    return int(payload[7]) if payload[0] == entropy._WORDS else words.NONE
+
+
+@pytest.mark.parametrize(("kind", "bits"), enumerate([0.43, 0.6, 1, 1.6, 2.1, 3, 5]))
+def test_each_format_of_words_takes_at_most_a_hundredth_more_than_the_entropy(kind, bits):
+    x = _gaussian(bits, 2**19)
+    assert _kind(x) == kind
+    assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)
+
+
+def _hostile_to_words():
+    generator, size, limits = np.random.default_rng(11), 2**17 + 5, np.iinfo(np.int32)
+    few = generator.integers(-1, 2, size)
+    yield "one of each outlier", np.concatenate([few, [limits.min, limits.max, 126, 127, -127, 128, -128]]).astype(np.int32)
+    yield "around the smallest", (np.minimum(few, 0) * 3 + limits.min + 3).astype(np.int32)
+    yield "around the largest", (limits.max - np.abs(few)).astype(np.int32)
+    yield "two far symbols", np.where(generator.random(size) < 0.4, -(2**31), 2**31 - 1).astype(np.int32)
+    yield (
+        "only where no sample is taken",
+        np.where(np.arange(size) % 9 == 1, generator.integers(-99, 99, size), few).astype(np.int32),
+    )
+    yield "all that is rare at the end", np.concatenate([few, generator.integers(-500, 500, 9000)]).astype(np.int32)
+    yield "all that is rare at the start", np.concatenate([generator.integers(-500, 500, 9000), few]).astype(np.int32)
+    yield "levels of eight bits", generator.normal(128, 22, size).clip(0, 255).astype(np.uint8)
+    yield "floats beside a large centre", (few + 2**23).astype(np.float32)
+    yield "alternating", np.tile([0, 1, 3, -2], size // 4).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "x"), _hostile_to_words(), ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_is_lost_of_a_long_tensor_with(name, x):
+    del name
+    _assert_lossless(x)
+
+
+def test_a_hundred_words_that_no_sample_told_of_are_spelled_at_little_cost():
+    x = _gaussian(1, 2**18)
+    with_rare = x.copy()
+    with_rare[np.random.default_rng(12).choice(x.size, 100, replace=False)] = 1000
+    assert _kind(with_rare) == _kind(x) == 2
+    assert _assert_lossless(with_rare) <= _assert_lossless(x) + 100 * 64
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, words.NONE - 1), st.integers(0, 2**32 - 1), st.floats(0, 6))
+def test_a_book_of_words_has_as_many_slots_as_the_coder_and_gives_words_their_share(kind, seed, peak):
+    digits = words._FORMATS[kind].digits
+    share = np.random.default_rng(seed).exponential(size=digits + 1) ** peak
+    table = frequencies.proportional(tf.constant((share / share.sum() * 1e6).astype(np.int64)[np.newaxis])).numpy()[0]
+    ends, left = (x.numpy() for x in words._book(tf.constant(table[1:]), tf.constant(kind)))
+    slots = np.diff(ends, prepend=0)
+    assert (slots >= 0).all()
+    assert left >= 1
+    assert ends[-1] + left == 2**16 or ends[-1] == 0
+    product = np.ones(1)
+    for _ in range(words._FORMATS[kind].length):
+        product = np.outer(product, table[1:] / frequencies.TOTAL).ravel()
+    assert not slots[product == 0].any()
+    assert np.abs(slots - 2**16 * product).max() <= 1.5 + 0.02 * (2**16 * product).max()
 
 
 def _structured(rows, columns, seed=7):
