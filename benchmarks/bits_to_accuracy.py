@@ -1,20 +1,25 @@
-"""Accuracy against bits of both tasks: nothing encoded, the tutorial's encoder, and those that take the fewest bits.
+"""Accuracy against bits: nothing encoded, the tutorial's encoder, and those that take the fewest bits.
 
-    python -m benchmarks.bits_to_accuracy --emnist FOLDER_OF_emnist_all.sqlite --kws FOLDER_OF_EMBEDDINGS
+    python -m benchmarks.bits_to_accuracy emnist --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.bits_to_accuracy kws-1s --data FOLDER_OF_EMBEDDINGS
+    python -m benchmarks.bits_to_accuracy kws-30s --data FOLDER_OF_EMBEDDINGS
 
-Handwritten digits: 100 rounds of 10 clients at client learning rate .1, three seeds. Keyword spotting: the 1-s window, 10
-rounds of 21 clients, six seeds. Bits are what crossed, everything counted, both ways together. Writes
-results/bits_to_accuracy.{csv,md,png}. Runs that are done already (in --logdir) are read, not repeated, so it can be stopped.
+Handwritten digits: 100 rounds of 10 clients at client learning rate .1, three seeds. Keyword spotting: 10 rounds of 21
+clients; six seeds of the 1-s window, three of 30 s. Bits are what crossed, everything counted, both ways together. Writes
+results/bits_to_accuracy_TASK.{csv,md,png}. Runs that are done already (in --logdir) are read, not repeated, so it can be stopped.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import pathlib
 import statistics
-from typing import Any, Optional
+from typing import Annotated, Any, Callable
 
 import tyro
 from matplotlib import figure
+from typing_extensions import Literal
 
 import tff_kit
 from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
@@ -23,8 +28,7 @@ from tff_kit import sizing
 
 _PLAIN = "nothing encoded"
 _COLOURS = ["black", *(f"C{i}" for i in range(10))]
-_LAST = 5  # Tests of single rounds scatter more than what is to be seen,
-_SEEDS = {"emnist": 3, "kws": 6}  # and a test on the few hundred clips of some speakers more than one on digits.
+_LAST = 5  # Tests of single rounds scatter more than what is to be seen.
 
 # What each part gives. Of a digit's client, with four steps of training, rank 16 holds nearly all of an update; of a keyword's
 # client, which takes ten steps of Adam, the update has no low rank, and is rotated and coarsely rounded instead. The change
@@ -105,6 +109,12 @@ _KWS = {
         "threshold": 500,
     },
 }
+_KWS_30S = {
+    _PLAIN: {},
+    "tutorial": _TUTORIAL,
+    **{name: _KWS[name] for name in ("rotated up, low rank down", "both, coarser", "both, coarser still")},
+    **{name: _KWS[name] for name in ("16 filters, nothing encoded", "16 filters, rotated up, low rank down")},
+}
 FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
@@ -145,66 +155,67 @@ def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [*lines, ""]
 
 
-def _plot(curves: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> None:
-    drawn = figure.Figure(figsize=(13, 5.5), layout="constrained")
-    for axis, (title, of_name) in zip(drawn.subplots(1, len(curves), squeeze=False)[0], curves.items()):
-        for i, (name, seeds) in enumerate(of_name.items()):
-            for k, points in enumerate(seeds):
-                mebibytes = [bits / 2**23 for bits, _ in points]
-                axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=_COLOURS[i], label=None if k else name)
-        axis.set(xscale="log", xlabel="MiB, both ways, all clients", ylabel="test accuracy")
-        axis.set_title(title.replace(", ", ",\n", 1), fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower right")
-    drawn.savefig(RESULTS / "bits_to_accuracy.png", dpi=110)
+def _plot(title: str, curves: dict[str, list[list[tuple[int, float]]]], name: str) -> None:
+    drawn = figure.Figure(figsize=(8, 5.5), layout="constrained")
+    axis = drawn.subplots()
+    for i, (encoders, seeds) in enumerate(curves.items()):
+        for k, points in enumerate(seeds):
+            mebibytes = [bits / 2**23 for bits, _ in points]
+            axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=_COLOURS[i], label=None if k else encoders)
+    axis.set(xscale="log", xlabel="MiB, both ways, all clients", ylabel="test accuracy")
+    axis.set_title(title.replace(", ", ",\n", 1), fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="lower right")
+    drawn.savefig(RESULTS / name, dpi=110)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    training: Callable[[str], tff_kit.Experiment]  # From where the data is.
+    encoders: dict[str, dict[str, Any]]
+    seeds: int  # More where a test is on the few hundred clips of some speakers and a round takes a second.
+
+
+_TASKS = {
+    "emnist": _Task(lambda data: tff_kit.Emnist(data=data, rounds=100, client_lr=0.1), _EMNIST, seeds=3),
+    "kws-1s": _Task(lambda data: tff_kit.KeywordSpotting(data=data, window="1s"), _KWS, seeds=6),
+    "kws-30s": _Task(lambda data: tff_kit.KeywordSpotting(data=data, window="30s"), _KWS_30S, seeds=3),
+}
 
 
 def main(
-    emnist: Optional[str] = None,
-    kws: Optional[str] = None,
+    task: Annotated[Literal["emnist", "kws-1s", "kws-30s"], tyro.conf.Positional],
+    data: str,
     logdir: pathlib.Path = pathlib.Path("logs/bits_to_accuracy"),
 ) -> None:
     """Trains every combination and writes the results.
 
     Args:
-        emnist: As in `python -m tff_kit train emnist --data`; without it, digits are left out.
-        kws: Folder of embeddings of the 1-s window; without it, keyword spotting is left out.
+        task: What is trained.
+        data: As in `python -m tff_kit train emnist --data`, or the folder of embeddings of that window.
         logdir: Where the runs are kept.
     """
-    tasks: dict[str, tuple[tff_kit.Experiment, dict[str, dict]]] = {}
-    if emnist:
-        tasks["emnist"] = (tff_kit.Emnist(data=emnist, rounds=100, client_lr=0.1), _EMNIST)
-    if kws:
-        tasks["kws"] = (tff_kit.KeywordSpotting(data=kws, window="1s"), _KWS)
-    rows, curves, lines = [], {}, []
-    for task, (base, encoders) in tasks.items():
-        finals: dict[str, list[dict[str, Any]]] = {name: [] for name in encoders}
-        points: dict[str, list[list[tuple[int, float]]]] = {name: [] for name in encoders}
-        for seed in range(_SEEDS[task]):
-            for name, settings in encoders.items():
-                experiment = type(base)(**{**vars(base), **settings, "seed": seed})
-                run = trained(experiment, logdir / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
-                logged = run.read_metrics()
-                tested = _tested(logged)
-                last = statistics.mean(accuracy for _, accuracy in tested[-_LAST:])
-                row = {"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)}
-                finals[name].append(row)
-                points[name].append(tested)
-                rows.append(row)
-        title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
-        curves[title] = points
-        lines += _table(title, finals)
-        lines += [f"* {name}: {_flags(settings)}".rstrip() for name, settings in encoders.items()]
-        lines.append("")
-    write_csv("bits_to_accuracy.csv", rows)
-    command = " ".join(["python -m benchmarks.bits_to_accuracy", *(f"--{task} FOLDER" for task in tasks)])
+    base, encoders = _TASKS[task].training(data), _TASKS[task].encoders
+    finals: dict[str, list[dict[str, Any]]] = {name: [] for name in encoders}
+    curves: dict[str, list[list[tuple[int, float]]]] = {name: [] for name in encoders}
+    for seed, (name, settings) in itertools.product(range(_TASKS[task].seeds), encoders.items()):
+        experiment = type(base)(**{**vars(base), **settings, "seed": seed})
+        run = trained(experiment, logdir / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
+        logged = run.read_metrics()
+        tested = _tested(logged)
+        last = statistics.mean(accuracy for _, accuracy in tested[-_LAST:])
+        finals[name].append({"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)})
+        curves[name].append(tested)
+    title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
+    write_csv(f"bits_to_accuracy_{task}.csv", [row for rows in zip(*finals.values()) for row in rows])
     heading = (
-        f"`{command}`; {machine()}. Accuracy is the mean of seeds "
+        f"`python -m benchmarks.bits_to_accuracy {task} --data FOLDER`; {machine()}. Accuracy is the mean of seeds "
         "with smallest and largest, and beside it how many points it lies above the first line's, seed by seed, with the "
         "standard error. Bits are totals over clients and rounds, everything counted."
     )
-    _plot(curves)
-    write_table("bits_to_accuracy.md", [heading, "", *lines])
+    _plot(title, curves, f"bits_to_accuracy_{task}.png")
+    flags = [f"* {name}: {_flags(settings)}".rstrip() for name, settings in encoders.items()]
+    write_table(f"bits_to_accuracy_{task}.md", [heading, "", *_table(title, finals), *flags])
 
 
 if __name__ == "__main__":
