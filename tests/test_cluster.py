@@ -21,7 +21,7 @@ from test_processes import clients, model_fn
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import cluster, runtime, sizing
+from tff_kit import cluster, privacy, runtime, sizing
 
 
 class Started:
@@ -131,6 +131,32 @@ def test_two_workers_train_as_one_does(pair, join, broadcast, mean, change):
     context, sizes, said = join(pair)
     _assert_equal(expected, _round(process, context, sizes))
     assert said == []
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_secure_sums_on_two_workers_are_those_of_one(pair, join, private):
+    process = tff_kit.build_federated_averaging_process(
+        model_fn,
+        tff.learning.optimizers.build_sgdm(0.1),
+        aggregation_process=(
+            privacy.build_private_mean_process(0, 5, secure=True) if private else privacy.build_secure_mean_process()
+        ),
+        weighted=not private,
+        metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize,
+    )
+    one = sizing.sizing_executor_factory()
+    expected = _round(process, runtime.create_context(one), one, rounds=2)
+    context, sizes, _ = join(pair)
+    _assert_equal(expected, _round(process, context, sizes, rounds=2))
+
+
+def test_noise_is_added_once_however_many_workers_there_are(pair, join):
+    factory = privacy.build_private_mean_process(1.0, 10)
+    process = factory.create(tff.types.to_type([(np.float32, [20_000])]), tff.TensorType(np.float32))
+    context, _, _ = join(pair)
+    with tff.framework.get_context_stack().install(context):
+        output = process.next(process.initialize(), [[np.zeros(20_000, np.float32)]] * 5, [1.0] * 5)
+    assert np.std(output.result[0]) == pytest.approx(0.75**-0.5 * 0.1 / 10, rel=0.03)
 
 
 def test_some_clients_at_a_time_train_as_all_at_once():

@@ -88,6 +88,11 @@ class Experiment(Training):
     """Learning rate of the server; with sgd, 1 is plain averaging. Adaptive methods want less, such as .01."""
     weighted: bool = True
     """Weight clients by their numbers of examples; --no-weighted for equal weights."""
+    noise_multiplier: float = 0.0
+    """Differential privacy: the noise on the sum of clipped updates, in units of the norm to which they are clipped; 0 for none.
+    It needs --no-weighted and many clients, and a run with it can't be repeated bit for bit."""
+    secure: bool = False
+    """Add what clients send by secure sums, of which the server sees nothing else. Their protocol is simulated."""
     proximal: float = 0.0
     """Strength of FedProx's term, which keeps clients near the model they received; 0 is federated averaging."""
     dropout: float = 0.0
@@ -114,7 +119,7 @@ class Experiment(Training):
             self,
             at_least_1=("rounds", "clients", "local_epochs", "batch_size", "eval_every"),
             above_0=("client_lr", "server_lr", "deadline"),
-            at_least_0=("threshold", "seed", "proximal", "dropout", "straggling"),
+            at_least_0=("threshold", "seed", "noise_multiplier", "proximal", "dropout", "straggling"),
         )
         if self.dropout >= 1:
             raise SettingsError(f"Expected --dropout to be less than 1, found {self.dropout}.")
@@ -127,6 +132,24 @@ class Experiment(Training):
                 encoders.parse_spec(getattr(self, name))
             except encoders.SpecError as error:
                 raise SettingsError(f"--{name}: {error}") from error
+        self._check_aggregation()
+
+    def _check_aggregation(self) -> None:
+        if self.noise_multiplier and self.mean != "identity":
+            raise SettingsError(
+                f"Expected --mean identity with --noise-multiplier, found {self.mean!r}: the noise is made for the norm to which "
+                "an update is clipped, and an encoder would change it afterwards. The broadcast may be encoded."
+            )
+        if self.noise_multiplier and self.weighted:
+            raise SettingsError(
+                "Expected equal weights with --noise-multiplier, since the noise is made for what one client can change; found "
+                "weights by numbers of examples. Add --no-weighted."
+            )
+        if self.secure and self.mean != "identity":
+            raise SettingsError(
+                f"Expected --mean identity with --secure, found {self.mean!r}: secure sums add integers modulo a number, and "
+                "what encoders make is decoded before it is added. The broadcast may be encoded."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ def build_federated_averaging_process(
     broadcast_process: Optional[tff.learning.templates.DistributionProcess] = None,
     aggregation_process: Optional[tff.aggregators.WeightedAggregationFactory] = None,
     weighted: bool = True,
+    metrics_aggregator: Optional[Callable[..., tff.Computation]] = None,
 ) -> tff.learning.templates.LearningProcess:
     """Builds federated averaging, weighted by the clients' numbers of examples, with encoded communication.
 
@@ -48,8 +49,10 @@ def build_federated_averaging_process(
         `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
-      aggregation_process: From `build_encoded_mean_process_from_model`. By default updates are sent as they are.
+      aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.privacy`. By default updates are sent
+        as they are.
       weighted: Whether clients count by their numbers of examples, or all the same.
+      metrics_aggregator: Sums what clients measure, one of `tff.learning.metrics`; by default `sum_then_finalize`.
 
     Returns:
       A `tff.learning.templates.LearningProcess`: `initialize()` returns a state, `next(state, client_datasets)` trains a round on
@@ -67,7 +70,8 @@ def build_federated_averaging_process(
         server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
         client_weighting=weighting,
         model_distributor=broadcast_process,
-        model_aggregator=aggregation_process or _mean_factory(),
+        model_aggregator=aggregation_process or build_mean_factory(),
+        metrics_aggregator=metrics_aggregator,
         loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,  # Faster than a reduction, and equal to the bit.
     )
 
@@ -196,28 +200,52 @@ def build_encoded_mean_process_from_model(
       TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.
     """
     _make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
-    return _mean_factory(_EncodedSumFactory(encoder_fn))
+    return build_mean_factory(_EncodedSumFactory(encoder_fn))
 
 
-def _mean_factory(value_sum_factory=None) -> tff.aggregators.MeanFactory:
-    return tff.aggregators.MeanFactory(value_sum_factory, _WeightSumFactory(), no_nan_division=True)
+def build_mean_factory(
+    value_sum_factory: Optional[tff.aggregators.UnweightedAggregationFactory] = None, secure: bool = False
+) -> tff.aggregators.MeanFactory:
+    """Builds the weighted mean whose updates `value_sum_factory` sums; `count_left_out` measures it.
+
+    Args:
+      value_sum_factory: By default updates are sent as they are.
+      secure: Whether to sum weights and counts securely.
+    """
+    return tff.aggregators.MeanFactory(value_sum_factory, _WeightSumFactory(secure), no_nan_division=True)
+
+
+def count_left_out(weight: Any, secure: bool = False) -> Any:
+    """Counts the clients whose weight is zero: TFF gives such a weight to an update that isn't finite, and makes the update zero.
+
+    Args:
+      weight: In a `tff.federated_computation`, the clients' weights.
+      secure: Whether to sum securely.
+    """
+
+    @tff.tensorflow.computation(weight.type_signature.member)
+    def is_zero(weight):
+        return tf.cast(tf.equal(weight, 0), tf.int32)
+
+    found = tff.federated_map(is_zero, weight)
+    return tff.federated_secure_sum_bitwidth(found, 1) if secure else tff.federated_sum(found)
 
 
 class _WeightSumFactory(tff.aggregators.UnweightedAggregationFactory):
-    """Sums the clients' weights and counts those that are zero: TFF gives such a weight to an update that isn't finite."""
+    """Sums the clients' weights and counts those that are zero."""
+
+    def __init__(self, secure: bool):
+        self._secure = secure
 
     def create(self, value_type):
-        inner = tff.aggregators.SumFactory().create(value_type)
-
-        @tff.tensorflow.computation(value_type)
-        def is_zero(weight):
-            return tf.cast(tf.equal(weight, 0), tf.int32)
+        # The bounds of `tff.learning.secure_aggregator`: between them, whole numbers nearly stay so when they are rounded.
+        sums = tff.aggregators.SecureSumFactory(float(2**20 - 1), 0.0) if self._secure else tff.aggregators.SumFactory()
+        inner = sums.create(value_type)
 
         @tff.federated_computation(inner.initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS))
         def add(state, weight):
             output = inner.next(state, weight)
-            left_out = tff.federated_sum(tff.federated_map(is_zero, weight))
-            measurements = tff.federated_zip(collections.OrderedDict(left_out=left_out))
+            measurements = tff.federated_zip(collections.OrderedDict(left_out=count_left_out(weight, self._secure)))
             return tff.templates.MeasuredProcessOutput(output.state, output.result, measurements)
 
         return tff.templates.AggregationProcess(inner.initialize, add)

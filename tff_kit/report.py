@@ -35,9 +35,14 @@ METRICS = (
     "clients_left_out",
     "clients_dropped",
     "clients_late",
+    "clipping_norm",
+    "epsilon",
 )
-"""The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test."""
+"""The columns of metrics.csv. Bits are running totals over all clients; a test value stands where there was a test, the clipping
+norm of the next round and epsilon so far where there is differential privacy, and without it and secure sums the distortion of
+what was aggregated."""
 
+_SOMETIMES = ("aggregate_distortion", "clipping_norm", "epsilon")
 _TELLING = ("broadcast", "mean", "client_lr", "seed", "rounds")
 _COMPARED = ("test_accuracy", "test_loss", "cumulative_broadcasted_bits", "cumulative_aggregated_bits")
 
@@ -72,10 +77,10 @@ class Logs:
             "cumulative_broadcasted_bits": float(row["broadcast_bits"]),
             "cumulative_aggregated_bits": float(row["aggregate_bits"]),
             "broadcast_distortion": row["broadcast_distortion"],
-            "aggregate_distortion": row["aggregate_distortion"],
             "clients_dropped": row["clients_dropped"],
             "clients_late": row["clients_late"],
         }
+        scalars.update({name: row[name] for name in _SOMETIMES if row[name] is not None})
         by_mebibytes = {}
         if row["test_accuracy"] is not None:
             scalars.update(test_loss=row["test_loss"], test_accuracy=row["test_accuracy"])

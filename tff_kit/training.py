@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import cluster, encoders, memory, processes, proximal, report, runs, sizing
+from tff_kit import cluster, encoders, memory, privacy, processes, proximal, report, runs, sizing
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.evaluation import compiled, evaluate_model
 from tff_kit.experiments import Experiment
@@ -76,9 +76,12 @@ def train(
     path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run:
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
-        sampled = min(experiment.clients, len(data.client_ids))
+        sampled = _clients_per_round(experiment, data)
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
+        accountant = build_accountant(experiment, data)
+        if accountant:
+            report.print_note(console, accountant.describe(experiment.rounds))
         with contextlib.ExitStack() as stack:
             note = functools.partial(report.print_note, console)
             context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
@@ -90,21 +93,44 @@ def train(
 def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
     """Returns the learning process of `experiment`; `next` takes the state and `(client id, seed)` of each client."""
     model_fn = build_model_fn(experiment, data)
-    arguments = {"threshold": experiment.threshold, "seed": experiment.seed}
     process = processes.build_federated_averaging_process(
         model_fn,
         build_client_optimizer(experiment),
         _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr),
         processes.build_encoded_broadcast_process_from_model(
             model_fn,
-            encoders.build_broadcast_encoder_fn(experiment.broadcast, **arguments),
+            encoders.build_broadcast_encoder_fn(experiment.broadcast, experiment.threshold, experiment.seed),
             experiment.broadcast_change,
             experiment.broadcast_feedback,
         ),
-        processes.build_encoded_mean_process_from_model(model_fn, encoders.build_mean_encoder_fn(experiment.mean, **arguments)),
+        _build_mean_process(experiment, data, model_fn),
         experiment.weighted,
+        tff.learning.metrics.secure_sum_then_finalize if experiment.secure else None,
     )
     return read_by_client_id(data, process)
+
+
+def _build_mean_process(
+    experiment: Experiment, data: FederatedDataset, model_fn: processes.ModelFn
+) -> tff.aggregators.WeightedAggregationFactory:
+    if experiment.noise_multiplier:
+        sampled = _clients_per_round(experiment, data)
+        return privacy.build_private_mean_process(experiment.noise_multiplier, sampled, experiment.secure)
+    if experiment.secure:
+        return privacy.build_secure_mean_process()
+    encoder_fn = encoders.build_mean_encoder_fn(experiment.mean, experiment.threshold, experiment.seed)
+    return processes.build_encoded_mean_process_from_model(model_fn, encoder_fn)
+
+
+def build_accountant(experiment: Experiment, data: FederatedDataset) -> Optional[privacy.Accountant]:
+    """Returns what computes the privacy of the experiment's training, `None` where it adds no noise."""
+    if not experiment.noise_multiplier:
+        return None
+    return privacy.Accountant(experiment.noise_multiplier, _clients_per_round(experiment, data), len(data.client_ids))
+
+
+def _clients_per_round(experiment: Experiment, data: FederatedDataset) -> int:
+    return min(experiment.clients, len(data.client_ids))
 
 
 def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.ModelFn:
@@ -165,6 +191,7 @@ class _Training:
         nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
+        self._accountant = build_accountant(experiment, data)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = compiled(experiment.build_model(), experiment)
         self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)
@@ -213,7 +240,7 @@ class _Training:
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
         experiment = self._experiment
-        clients = self._sample(round_num, min(experiment.clients, len(self._data.client_ids)))
+        clients = self._sample(round_num, _clients_per_round(experiment, self._data))
         seeds = np.random.default_rng([experiment.seed, round_num]).integers(2**31, size=len(clients))
         dropped, late = _draw_missing(experiment, round_num, len(clients))
         heard = ~dropped & ~late
@@ -230,7 +257,7 @@ class _Training:
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
         sizes = self._sizes.get_size_info()
-        train = metrics["client_work"]["train"]
+        train, mean = metrics["client_work"]["train"], metrics["aggregator"]["mean_value"]
         row = {
             "round": round_num,
             "train_loss": train["loss"],
@@ -241,10 +268,12 @@ class _Training:
             "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
-            "aggregate_distortion": metrics["aggregator"]["mean_value"]["distortion"],
+            "aggregate_distortion": mean.get("distortion"),  # None where nothing is encoded: of secure sums and noisy ones.
             "clients_dropped": int(dropped.sum()),
             "clients_late": int(late.sum()),
             "clients_left_out": metrics["aggregator"]["mean_weight"]["left_out"],
+            "clipping_norm": mean.get("clipping_norm"),
+            "epsilon": self._accountant and self._accountant.epsilon(round_num),
         }
         if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
             self._put_weights(state)

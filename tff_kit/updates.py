@@ -16,7 +16,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     """Returns the updates of the first `clients` clients that start from the final model of `run`.
 
     Args:
-      experiment: The settings that `run` was trained with; its encoders and its server's optimizer do not matter.
+      experiment: The settings that `run` was trained with; its encoders, its noise and its server's optimizer do not matter.
       run: A finished run.
       clients: How many clients.
 
@@ -25,7 +25,13 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     """
     data = experiment.load_data()
     plain = dataclasses.replace(
-        experiment, broadcast="identity", broadcast_change=False, broadcast_feedback=False, mean="identity"
+        experiment,
+        broadcast="identity",
+        broadcast_change=False,
+        broadcast_feedback=False,
+        mean="identity",
+        noise_multiplier=0.0,
+        secure=False,
     )
     process = training.build_process(dataclasses.replace(plain, server_optimizer="sgd", server_lr=1.0), data)
     weights = tff.learning.models.ModelWeights.from_model(run.load_model())
