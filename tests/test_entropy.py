@@ -295,6 +295,13 @@ def test_nothing_is_lost_of_a_long_tensor_with(name, x):
     _assert_lossless(x)
 
 
+def test_a_sample_for_words_sees_all_columns_of_a_matrix():
+    spread = np.tile([0.5, 2.0, 8.0], 2**16)  # Every third element would tell of one column only.
+    x = np.round(np.random.default_rng(13).normal(size=spread.size) * spread).astype(np.float32)
+    assert _kind(x.reshape(-1, 3)) == words.NONE - 1
+    assert _assert_lossless(x.reshape(-1, 3)) <= 1.01 * _entropy_bits(x)
+
+
 def test_a_hundred_words_that_no_sample_told_of_are_spelled_at_little_cost():
     x = _gaussian(1, 2**18)
     with_rare = x.copy()

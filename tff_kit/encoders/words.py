@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -60,7 +61,7 @@ _OUT = 2.0**22  # Added for an element that is out of reach: more than any word'
 
 
 def choose_format(x: tf.Tensor, is_matrix: bool = False) -> tf.Tensor:
-    """Returns the format, int32, that suits int32 [n], n > 0: the longest words of which about one in a hundred is spelled.
+    """Returns the format, int32, that suits int32 [n], of known n > 0: the longest words of which about one in a hundred is rare.
 
     Of a matrix of which most is the centre, rows and columns may differ; that elements.py makes use of, and words don't.
     """
@@ -147,8 +148,16 @@ def _head(size: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
 
 def _sample_counts(x: tf.Tensor, centre: tf.Tensor) -> tf.Tensor:
     """Returns how often each distance from the centre, up to _FARTHEST either way, occurs in a sample, int64."""
-    near = tf.clip_by_value(x[:: -(-tf.size(x) // _SAMPLE)] - centre, -_FARTHEST, _FARTHEST)
+    near = tf.clip_by_value(x[:: _stride(x.shape[0])] - centre, -_FARTHEST, _FARTHEST)
     return tf.math.bincount(near + _FARTHEST, minlength=2 * _FARTHEST + 1, dtype=tf.int64)
+
+
+def _stride(size: int) -> int:
+    """Returns how far apart the elements of a sample are: a prime, so that they come from all columns of a matrix."""
+    stride = -(-size // _SAMPLE)
+    while any(stride % k == 0 for k in range(2, math.isqrt(stride) + 1)):
+        stride += 1
+    return stride
 
 
 def _numbers(rows: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
