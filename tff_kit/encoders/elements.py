@@ -41,6 +41,9 @@ _SAMPLE = 1023
 _MAX_LANES = 8192  # What a step works on should fit a core's cache.
 _RANS = Rans(frequencies.TOTAL_BITS)
 
+CODE = (tf.TensorSpec([None], tf.uint8), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32))
+"""What `decode` takes."""
+
 
 def encode(x: tf.Tensor, columns: Optional[int] = None) -> tf.Tensor:
     """Returns the code, uint8 [bytes], of int32 [n], n > 0: a matrix of so many columns, or just a row."""

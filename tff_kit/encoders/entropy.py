@@ -19,6 +19,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders import elements, words
+from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.stage import CoderStage
 
 _ELEMENTS, _VERBATIM, _NOT_FINITE, _WORDS = 0, 1, 2, 3  # The payload's first byte.
@@ -48,7 +49,8 @@ class EntropyCodingStage(CoderStage):
         if size is None or size >= 2**31:
             raise ValueError(f"Expected a tensor of fully known shape and less than 2^31 elements, found shape {x.shape}.")
         columns = x.shape[-1] if x.shape.rank > 1 else None
-        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, _encode(tf.reshape(x, [size]), columns))])
+        encode = built_once(_encode, tf.TensorSpec([size], x.dtype), columns=columns)
+        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, encode(tf.reshape(x, [size])))])
         return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
@@ -57,7 +59,8 @@ class EntropyCodingStage(CoderStage):
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
         size = tf.reduce_prod(shape)
         columns = tf.concat([[size], shape], axis=0)[-1]
-        return tf.reshape(_decode(encoded_tensors[self.PAYLOAD_KEY], size, columns, dtype), shape)
+        decode = built_once(_decode, *elements.CODE, dtype=dtype)
+        return tf.reshape(decode(encoded_tensors[self.PAYLOAD_KEY], size, columns), shape)
 
 
 def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
@@ -95,7 +98,7 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.D
 
     not_finite = tf.cast(tf.constant(np.nan if dtype.is_floating else 0.0), dtype)  # Integers are finite.
     ways = {
-        _ELEMENTS: lambda: tf.cast(elements.decode(body, size, columns), dtype),
+        _ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size, columns), dtype),
         _VERBATIM: verbatim,
         _NOT_FINITE: lambda: tf.fill([size], not_finite),
         _WORDS: lambda: tf.cast(words.decode(body, size), dtype),

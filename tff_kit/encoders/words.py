@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from tff_kit.encoders import elements, frequencies
 from tff_kit.encoders.fields import field_windows, pack_fields, read_fields
+from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.rans import STATE_BYTES, Rans, start_lanes
 
 
@@ -97,7 +98,8 @@ def encode(x: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
     is_rare = tf.equal(entry, 0)
     entry = tf.where(is_rare, _RANS.entries(rare, _RANS.total - rare), entry)
     spelled = tf.gather(rows, tf.where(is_rare)[:, 0])
-    body = elements.encode(tf.concat([x[:head], tf.reshape(spelled, [-1])], axis=0))
+    spell = built_once(elements.encode, tf.TensorSpec([None], tf.int32))
+    body = spell(tf.concat([x[:head], tf.reshape(spelled, [-1])], axis=0))
 
     groups = -(-tf.size(entry) // _RANS.group)
     seeds, rest = start_lanes(body, groups, _MAX_LANES)
@@ -131,7 +133,8 @@ def decode(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     spellings = tf.pad(_spellings(in_book, kind) + centre, [[0, 1], [0, 0]])
     rows = tf.gather(spellings, word)
     at = tf.where(tf.equal(word, tf.size(in_book, tf.int32)))
-    spelled = elements.decode(tf.concat([seeds, stream[used:]], axis=0), head + tf.size(at) * length, size)
+    spell = built_once(elements.decode, *elements.CODE)
+    spelled = spell(tf.concat([seeds, stream[used:]], axis=0), head + tf.size(at) * length, size)
     rows = tf.tensor_scatter_nd_update(rows, at, tf.reshape(spelled[head:], [-1, length]))
     return tf.concat([spelled[:head], tf.reshape(rows, [-1])], axis=0)
 
