@@ -52,7 +52,7 @@ def _computation(stage: te.core.Encoder, shape: tuple[int, ...], deviation: floa
             x = tf.roll(tf.round(normal * deviation), i, axis=0) if deviation else normal * (1 + 1e-6 * tf.cast(i, tf.float32))
             encoded, _ = encoder.encode(x, state)
             leaves = [encoder.decode(encoded)] if decodes else tf.nest.flatten(encoded)
-            return i + 1, total + sum(tf.reduce_sum(tf.cast(tf.reshape(leaf, [-1])[:1], tf.float32)) for leaf in leaves)
+            return i + 1, total + sum(tf.reduce_sum(tf.cast(leaf, tf.float32)) for leaf in leaves)
 
         return tf.while_loop(lambda i, _: i < times, once, [0, 0.0], parallel_iterations=1)[1]
 
@@ -81,6 +81,7 @@ def main(times: int = 10, repetitions: int = 3) -> None:
     """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # The worker inherits it.
     worker = runtime.Worker()
+    worker.stub()  # Starts it, so that there is a process to look at.
     steps = np.geomspace(0.01, 12, 400)
     entropies, _ = rounded_normal(tuple(steps))
     rows = [("rotation", encoders.RotationStage(), (_SIZE,), 0.0)]
