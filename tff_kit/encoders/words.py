@@ -5,8 +5,8 @@ of its elements' frequencies, which a sample tells; these travel, and both sides
 integers that float64 holds exactly. Words that are too rare for the book are spelled: a symbol says so, and elements.py codes
 their elements one by one. It also codes the head of the tensor, and the bytes of all that start the lanes of rans.py.
 
-The longer the words, the less an element takes. But what two words of frequencies below 1 out of 2^16 share is lost, so that
-about eleven bits are what a word can carry: ten elements of a third of a bit, three of three bits.
+The longer the words, the less time an element takes. But a word that is rarer than 1 out of 2^16 has no place in the book, so
+that words can carry some ten bits on average: ten elements of .4 bits, or three of three.
 
 The code, lowest byte first: the header, the elements' frequencies, the lanes' states, the coder's stream, and what no lane
 took of the bytes of what is spelled.
