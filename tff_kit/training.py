@@ -86,7 +86,7 @@ def train(
             note = functools.partial(report.print_note, console)
             context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
             stack.enter_context(tff.framework.get_context_stack().install(context))
-            _Training(experiment, data, run, sizes, console).run()
+            _Training(experiment, data, run, sizes, accountant, console).run()
     return run
 
 
@@ -186,12 +186,13 @@ class _Training:
         data: FederatedDataset,
         run: runs.RunDirectory,
         sizes: sizing.SizingExecutorFactory,
+        accountant: Optional[privacy.Accountant],
         console: Console,
     ):
         nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._process = build_process(experiment, data)
-        self._accountant = build_accountant(experiment, data)
+        self._accountant = accountant
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = compiled(experiment.build_model(), experiment)
         self._sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=experiment.seed)

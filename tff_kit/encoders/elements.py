@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.encoders import frequencies
-from tff_kit.encoders.fields import field_windows, pack_fields, read_fields
+from tff_kit.encoders.fields import field_windows, pack_fields, read_fields, unpack_fields
 from tff_kit.encoders.line_order import LineOrder, line_classes, pack_classes, unpack_classes
 from tff_kit.encoders.rans import STATE_BYTES, Rans, start_lanes
 
@@ -90,8 +90,7 @@ def encode(x: tf.Tensor, columns: Optional[int] = None) -> tf.Tensor:
 
 def decode(body: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Returns the int32 [size], a matrix of so many columns, that `encode` coded; `body` may have more bytes at its end."""
-    widths = tf.constant(_HEADER_WIDTHS, tf.int64)
-    header = tf.unstack(read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths))
+    header = tf.unstack(unpack_fields(body[:_HEADER_BYTES], tf.constant(_HEADER_WIDTHS, tf.int64)))
     centre, raw_signs = tf.cast(header[0] - 2**31, tf.int32), tf.equal(header[2], 1)
     lanes, levels, line_bytes = (tf.cast(header[k], tf.int32) for k in (1, 3, 4))
     body = body[_HEADER_BYTES:]

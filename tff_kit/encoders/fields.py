@@ -41,6 +41,11 @@ def read_fields(windows: tf.Tensor, start: tf.Tensor, widths: tf.Tensor) -> tf.T
     return tf.bitwise.right_shift(window, start & 15) & mask
 
 
+def unpack_fields(packed: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
+    """Undoes `pack_fields`: returns the numbers, int64 [n], of these widths, int64 [n], with which uint8 [bytes] begins."""
+    return read_fields(field_windows(packed), tf.cumsum(widths, exclusive=True), widths)
+
+
 def floor_log2(x: tf.Tensor) -> tf.Tensor:
     """Returns floor(log2(x)), int64, for positive float64 of any shape: what stands in its exponent."""
     return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), _i64(52)) - 1023

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tff_kit.encoders.fields import field_windows, floor_log2, pack_fields, read_fields
+from tff_kit.encoders.fields import floor_log2, pack_fields, unpack_fields
 
 TOTAL_BITS = 12
 TOTAL = 2**TOTAL_BITS
@@ -49,9 +49,9 @@ def unpack_tables(body: tf.Tensor, count: tf.Tensor, symbols: tf.Tensor) -> tupl
     at = tf.where(tf.reshape(kept, [-1]))[:, 0]
     body, size = body[count:], (tf.size(at) * _LENGTH_BITS + 7) // 8
     width = tf.fill(tf.shape(at), tf.constant(_LENGTH_BITS, tf.int64))
-    below, first = _below(read_fields(field_windows(body[:size]), tf.cumsum(width, exclusive=True), width))
+    below, first = _below(unpack_fields(body[:size], width))
     body, size = body[size:], (tf.reduce_sum(below) + 7) // 8
-    table = first + read_fields(field_windows(body[:size]), tf.cumsum(below, exclusive=True), below)
+    table = first + unpack_fields(body[:size], below)
     return tf.reshape(tf.math.unsorted_segment_sum(table, at, count * symbols), [count, symbols]), body[size:]
 
 

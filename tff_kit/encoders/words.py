@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.encoders import elements, frequencies
-from tff_kit.encoders.fields import field_windows, pack_fields, read_fields
+from tff_kit.encoders.fields import pack_fields, unpack_fields
 from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.rans import STATE_BYTES, Rans, start_lanes
 
@@ -114,8 +114,7 @@ def encode(x: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
 
 def decode(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Returns the int32 [size] that `encode` coded."""
-    widths = tf.constant(_HEADER_WIDTHS, tf.int64)
-    header = read_fields(field_windows(body[:_HEADER_BYTES]), tf.cumsum(widths, exclusive=True), widths)
+    header = unpack_fields(body[:_HEADER_BYTES], tf.constant(_HEADER_WIDTHS, tf.int64))
     centre, lanes, kind = tf.unstack(tf.cast(tf.subtract(header, _HEADER_LOWEST), tf.int32))
     length = _of(kind, "length")
     table, body = frequencies.unpack_tables(body[_HEADER_BYTES:], tf.constant(1), _of(kind, "digits") + 1)
