@@ -39,7 +39,8 @@ from tff_kit.datasets import FederatedDataset
 
 WARM_UP = 3
 """Rounds that `time_rounds` leaves out."""
-_MEMORY_MARKS = (0.04, 0.2, 0.4, 0.6, 0.8, 1)  # Of the rounds; memory is the peak in a twenty-fifth of them before each.
+_MEMORY_MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1)  # Of the rounds; memory is looked at in a tenth of them before each.
+_SETTLED = 2  # The mark with which the last one is compared: a C library's pools take a while to be as large as they get.
 Clients = list[tuple[str, int]]
 Sample = Callable[[int, int], list[str]]
 
@@ -172,23 +173,25 @@ def _measure_memory(plain: tff_kit.Experiment, rounds: int, command: str, file: 
     marks = [round(share * rounds) for share in _MEMORY_MARKS]
     lines = [
         f"`python -m benchmarks.round_time {command}`, {plain.load_data().name}, {plain.clients} clients a round, "
-        f"{machine()}; resident MiB, the peak in the {marks[0]} rounds up to:",
+        f"{machine()}; resident MiB, the mean (and the peak) of the {marks[0]} rounds up to:",
         "",
-        f"| way | process | {' | '.join(f'round {mark}' for mark in marks)} | last against round {marks[1]} |",
+        f"| way | process | {' | '.join(f'round {mark}' for mark in marks)} | last mean against round {marks[_SETTLED]} |",
         "|---" * (len(marks) + 3) + "|",
     ]
     both_ways = {"broadcast": "uniform:8", "mean": "uniform:8"}
     for name, settings in {"uniform:8 both ways": both_ways, "the fewest bits": FEWEST_BITS[plain.task]}.items():
         experiment = dataclasses.replace(plain, rounds=rounds, **settings)
-        for process, peaks in zip(("driver", "worker"), zip(*_memory_peaks(experiment, marks))):
-            row = [name, process, *(f"{peak / 2**20:.0f}" for peak in peaks), f"{peaks[-1] / peaks[1]:.3f}"]
-            lines.append(f"| {' | '.join(row)} |")
+        for process, samples in zip(("driver", "worker"), _memory(experiment, marks)):
+            means = [statistics.mean(of_mark) for of_mark in samples]
+            cells = [f"{mean / 2**20:.0f} ({max(of_mark) / 2**20:.0f})" for mean, of_mark in zip(means, samples)]
+            lines.append(f"| {' | '.join([name, process, *cells, f'{means[-1] / means[_SETTLED]:.3f}'])} |")
     write_table(f"{file}.md", lines)
 
 
-def _memory_peaks(experiment: tff_kit.Experiment, marks: list[int]) -> list[tuple[int, ...]]:
-    """Trains in a process of its own; returns its and its worker's peak of resident bytes in the rounds before each mark."""
-    peaks = [(0, 0)] * len(marks)
+def _memory(experiment: tff_kit.Experiment, marks: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Trains in a process of its own; returns its and its worker's resident bytes, all that were read before each mark."""
+    driver: list[list[int]] = [[] for _ in marks]
+    worker: list[list[int]] = [[] for _ in marks]
     with tempfile.TemporaryDirectory() as folder:
         run = runs.RunDirectory(pathlib.Path(folder) / "run")
         program = f"import tff_kit; tff_kit.train(tff_kit.{experiment!r}, {str(run.path)!r})"
@@ -197,14 +200,14 @@ def _memory_peaks(experiment: tff_kit.Experiment, marks: list[int]) -> list[tupl
                 time.sleep(0.05)
                 with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):  # Before the first round, after the last.
                     done = len(run.metrics.read_text().splitlines()) - 1
-                    processes_of_run = (psutil.Process(started.pid), worker_of(started.pid))
-                    found = tuple(process.memory_info().rss for process in processes_of_run)
+                    resident = [psutil.Process(started.pid).memory_info().rss, worker_of(started.pid).memory_info().rss]
                     for i, mark in enumerate(marks):
                         if mark - marks[0] <= done < mark:
-                            peaks[i] = tuple(map(max, peaks[i], found))
+                            driver[i].append(resident[0])
+                            worker[i].append(resident[1])
         if started.returncode:
             raise SystemExit(f"error: Expected a training of {marks[-1]} rounds, but it ended with code {started.returncode}.")
-    return peaks
+    return driver, worker
 
 
 def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:

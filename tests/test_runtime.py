@@ -135,6 +135,17 @@ def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
     assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == "8"
 
 
+@pytest.mark.parametrize(
+    "processors, at_once, threads", [(2, None, "1"), (2, 1, "2"), (16, None, "1"), (16, 4, "4"), (64, None, "6"), (8, 20, "1")]
+)
+def test_an_operation_has_the_processors_that_other_clients_leave(monkeypatch, processors, at_once, threads):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert runtime.worker_environment(at_once)["TF_NUM_INTRAOP_THREADS"] == threads
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    assert runtime.worker_environment(at_once)["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
 def test_computations_run_inside_a_running_event_loop_as_in_jupyter():
     program = subprocess.run(
         [

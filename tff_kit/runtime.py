@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import ipaddress
 import os
 import pathlib
@@ -39,6 +40,7 @@ _CHANNEL_OPTIONS = [
 _PING_MILLISECONDS = 3_600_000
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
+_MANY_CLIENTS = 10  # Of fewer in a round, each can use several processors.
 CERTIFIED_NAME = "tff-kit"  # In the certificate of every credential.
 
 
@@ -132,7 +134,9 @@ class Worker:
             port = listening.getsockname()[1]
             # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
             command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
-            threading.Thread(target=_keep, args=(command, listening, log, started), name="tff-worker", daemon=True).start()
+            environment = worker_environment(self._max_concurrent)
+            keep = functools.partial(_keep, command, environment, listening, log, started)
+            threading.Thread(target=keep, name="tff-worker", daemon=True).start()
             process = started.result()
         channel = open_channel(f"127.0.0.1:{port}")
         running = _Running(process, channel, tff.framework.RemoteExecutorGrpcStub(channel), log)
@@ -183,7 +187,7 @@ def serve(
     listening.set_inheritable(True)
     print(f"worker at {bind}:{listening.getsockname()[1]}, {'TLS' if credential else 'plain text'}", flush=True)
     command = worker_command(listening, os.getppid(), credential, insecure, max_concurrent)
-    os.execve(command[0], command, worker_environment())
+    os.execve(command[0], command, worker_environment(max_concurrent))
 
 
 def worker_command(
@@ -240,7 +244,9 @@ def open_channel(
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(pem, pem, pem), options)
 
 
-def _keep(command: list[str], listening: socket.socket, log: BinaryIO, started: futures.Future) -> None:
+def _keep(
+    command: list[str], environment: dict[str, str], listening: socket.socket, log: BinaryIO, started: futures.Future
+) -> None:
     """Starts a worker and stays until it ends."""
     # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
     # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
@@ -251,7 +257,7 @@ def _keep(command: list[str], listening: socket.socket, log: BinaryIO, started: 
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=worker_environment(),
+            env=environment,
             pass_fds=[listening.fileno()],
         )
     except BaseException as error:
@@ -261,10 +267,22 @@ def _keep(command: list[str], listening: socket.socket, log: BinaryIO, started: 
     process.wait()
 
 
-def worker_environment() -> dict[str, str]:
-    """Returns the environment variables of a worker: this process's, which take precedence, and what a worker does well with."""
-    # The C library gives a program up to eight pools of memory a processor, and each comes to hold what tensors in it left free.
-    return {"TF_CPP_MIN_LOG_LEVEL": "1", "MALLOC_ARENA_MAX": str(os.cpu_count()), **os.environ}
+def worker_environment(max_concurrent: Optional[int] = None) -> dict[str, str]:
+    """Returns the environment variables of a worker: this process's, which take precedence, and what a worker does well with.
+
+    Args:
+      max_concurrent: As of `worker_command`.
+    """
+    processors = os.cpu_count() or 1
+    at_once = min(max_concurrent or processors, _MANY_CLIENTS)
+    return {
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+        # The C library gives a program up to eight pools of memory a processor, and each comes to hold what was freed in it.
+        "MALLOC_ARENA_MAX": str(processors),
+        # TensorFlow gives an operation as many threads as there are processors; of several clients at once, they would only wait.
+        "TF_NUM_INTRAOP_THREADS": str(max(1, processors // at_once)),
+        **os.environ,
+    }
 
 
 def _wait_until_ready(running: _Running, port: int) -> None:

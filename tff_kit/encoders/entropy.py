@@ -68,7 +68,8 @@ def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
     if not x.shape[0]:
         return tf.constant([_VERBATIM], tf.uint8)
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
-    fits = tf.reduce_all((wide >= -_LARGEST) & (wide < _LARGEST))
+    # A sum tells of what is not finite, and is faster than to look at each. It overflows only where something doesn't fit.
+    fits = (tf.reduce_min(wide) >= -_LARGEST) & (tf.reduce_max(wide) < _LARGEST) & tf.math.is_finite(tf.reduce_sum(wide))
 
     def why_not():
         return tf.where(tf.reduce_all(tf.math.is_finite(wide)), _VERBATIM, _NOT_FINITE)
@@ -101,6 +102,6 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.D
         _ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size, columns), dtype),
         _VERBATIM: verbatim,
         _NOT_FINITE: lambda: tf.fill([size], not_finite),
-        _WORDS: lambda: tf.cast(words.decode(body, size), dtype),
+        _WORDS: lambda: words.decode(body, size, dtype),
     }
     return tf.switch_case(tf.cast(payload[0], tf.int32), ways)

@@ -29,9 +29,10 @@ def pack_fields(values: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
 
 def field_windows(packed: tf.Tensor) -> tf.Tensor:
     """Returns what `read_fields` reads, int64 [n]: the 64 bits from every 16th bit of uint8 [bytes] on."""
-    halves = tf.bitcast(tf.reshape(tf.pad(packed, [[0, 8 + tf.size(packed) % 2]]), [-1, 2]), tf.uint16)
-    count = tf.size(halves) - 3
-    return tf.bitcast(tf.stack([halves[k : k + count] for k in range(4)], axis=1), tf.int64)
+    count = tf.size(packed) // 8 + 1  # Of 64 bits each, from each of the first four places on.
+    padded = tf.pad(packed, [[0, 8 * count + 6 - tf.size(packed)]])
+    windows = [tf.bitcast(tf.reshape(padded[k : k + 8 * count], [-1, 8]), tf.int64) for k in (0, 2, 4, 6)]
+    return tf.reshape(tf.stack(windows, axis=1), [-1])
 
 
 def read_fields(windows: tf.Tensor, start: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:

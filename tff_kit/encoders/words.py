@@ -3,7 +3,7 @@
 A word is some neighbours that are all near the centre, the median of a sample of the integers. Its frequency is the product
 of its elements' frequencies, which a sample tells; these travel, and both sides make the same book of words of them, in
 integers that float64 holds exactly. Words that are too rare for the book are spelled: a symbol says so, and elements.py codes
-their elements one by one. It also codes the head of the tensor, and the bytes of all that start the lanes of rans.py.
+their elements one by one. It also codes the tail of the tensor, and the bytes of all that start the lanes of rans.py.
 
 The longer the words, the less time an element takes. But a word that is rarer than 1 out of 2^16 has no place in the book, so
 that words can carry some ten bits on average: ten elements of .4 bits, or three of three.
@@ -53,7 +53,7 @@ _SLOT = 2.0 ** (_PRECISION_BITS - 16)
 _HEADER_WIDTHS = [32, 16, 8]  # Centre, lanes, format.
 _HEADER_LOWEST = [2**31, 0, 0]  # What is added, so that none is below 0.
 _HEADER_BYTES = sum(_HEADER_WIDTHS) // 8
-_HEAD = 48  # One part in so many is the head: enough to start some hundred lanes.
+_TAIL = 48  # One part in so many is the tail: enough to start some hundred lanes.
 _SAMPLE = 2**14
 _FARTHEST = max(f.reach for f in _FORMATS) + 1
 _LEAST_BITS = 4  # Of a word on average; of words with fewer, the few that are spelled take too large a part.
@@ -92,19 +92,19 @@ def encode(x: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
     starts = tf.concat([[0.0], ends[:-1]], axis=0)
     entries = tf.where(ends > starts, _RANS.entries(ends - starts, starts), 0)
 
-    head = _head(tf.size(x), length)
-    rows = tf.reshape(x[head:], [-1, length])
+    count = _count(tf.size(x), length)
+    rows = tf.reshape(x[: count * length], [-1, length])
     entry = tf.gather_nd(tf.pad(entries, [[0, 1]]), _numbers(rows - centre, kind)[:, tf.newaxis])
     is_rare = tf.equal(entry, 0)
     entry = tf.where(is_rare, _RANS.entries(rare, _RANS.total - rare), entry)
     spelled = tf.gather(rows, tf.where(is_rare)[:, 0])
     spell = built_once(elements.encode, tf.TensorSpec([None], tf.int32))
-    body = spell(tf.concat([x[:head], tf.reshape(spelled, [-1])], axis=0))
+    body = spell(tf.concat([x[count * length :], tf.reshape(spelled, [-1])], axis=0))
 
-    groups = -(-tf.size(entry) // _RANS.group)
+    groups = -(-count // _RANS.group)
     seeds, rest = start_lanes(body, groups, _MAX_LANES)
     lanes = tf.size(seeds) // STATE_BYTES
-    filled = _RANS.group * lanes * -(-groups // lanes) - tf.size(entry)
+    filled = _RANS.group * lanes * -(-groups // lanes) - count
     entry = tf.concat([entry, tf.fill([filled], entries[tf.argmax(ends - starts)])], axis=0)
     states, stream = _RANS.encode(tf.reshape(entry, [-1, _RANS.group, lanes]), seeds)
     header = tf.stack([tf.cast(number, tf.int64) for number in (centre, lanes, kind)])
@@ -112,8 +112,8 @@ def encode(x: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
     return tf.concat([header, frequencies.pack_tables(table), states, stream, rest], axis=0)
 
 
-def decode(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Returns the int32 [size] that `encode` coded."""
+def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType = tf.int32) -> tf.Tensor:
+    """Returns the integers [size], of any dtype that holds them, that `encode` coded."""
     header = unpack_fields(body[:_HEADER_BYTES], tf.constant(_HEADER_WIDTHS, tf.int64))
     centre, lanes, kind = tf.unstack(tf.cast(tf.subtract(header, _HEADER_LOWEST), tf.int32))
     length = _of(kind, "length")
@@ -123,29 +123,28 @@ def decode(body: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     in_book = tf.where(ends > starts)[:, 0]
     word_of, entries = _by_slot(tf.concat([tf.gather(starts, in_book), [_RANS.total - rare]], axis=0))
 
-    head = _head(size, length)
-    count = (size - head) // length
+    count = _count(size, length)
     groups = -(-count // _RANS.group)
     states, stream = body[: lanes * STATE_BYTES], body[lanes * STATE_BYTES :]
     slots, seeds, used = _RANS.decode(stream, entries, states, -(-groups // lanes))
     word = tf.gather_nd(word_of, tf.reshape(slots, [-1])[:count, tf.newaxis])
-    spellings = tf.pad(_spellings(in_book, kind) + centre, [[0, 1], [0, 0]])
+    spellings = tf.cast(tf.pad(_spellings(in_book, kind) + centre, [[0, 1], [0, 0]]), dtype)  # Shorter than what it is for.
     rows = tf.gather(spellings, word)
     at = tf.where(tf.equal(word, tf.size(in_book, tf.int32)))
     spell = built_once(elements.decode, *elements.CODE)
-    spelled = spell(tf.concat([seeds, stream[used:]], axis=0), head + tf.size(at) * length, size)
-    rows = tf.tensor_scatter_nd_update(rows, at, tf.reshape(spelled[head:], [-1, length]))
-    return tf.concat([spelled[:head], tf.reshape(rows, [-1])], axis=0)
+    tail = size - count * length
+    spelled = tf.cast(spell(tf.concat([seeds, stream[used:]], axis=0), tail + tf.size(at) * length, size), dtype)
+    rows = tf.tensor_scatter_nd_update(rows, at, tf.reshape(spelled[tail:], [-1, length]))
+    return tf.concat([tf.reshape(rows, [-1]), spelled[:tail]], axis=0)
 
 
 def _of(kind: tf.Tensor, name: str) -> tf.Tensor:
     return tf.gather(tf.constant([getattr(f, name) for f in _FORMATS], tf.int32), kind)
 
 
-def _head(size: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Returns how many elements stand before the words, which take the rest without remainder."""
-    head = size // _HEAD
-    return head + (size - head) % length
+def _count(size: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Returns how many words there are; the tail takes what is left."""
+    return (size - size // _TAIL) // length
 
 
 def _sample_counts(x: tf.Tensor, centre: tf.Tensor) -> tf.Tensor:
