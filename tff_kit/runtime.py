@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import functools
 import ipaddress
 import os
 import pathlib
@@ -134,9 +133,8 @@ class Worker:
             port = listening.getsockname()[1]
             # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
             command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
-            environment = worker_environment(self._max_concurrent)
-            keep = functools.partial(_keep, command, environment, listening, log, started)
-            threading.Thread(target=keep, name="tff-worker", daemon=True).start()
+            arguments = (command, worker_environment(self._max_concurrent), listening, log, started)
+            threading.Thread(target=_keep, args=arguments, name="tff-worker", daemon=True).start()
             process = started.result()
         channel = open_channel(f"127.0.0.1:{port}")
         running = _Running(process, channel, tff.framework.RemoteExecutorGrpcStub(channel), log)

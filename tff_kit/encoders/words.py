@@ -112,7 +112,7 @@ def encode(x: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
     return tf.concat([header, frequencies.pack_tables(table), states, stream, rest], axis=0)
 
 
-def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType = tf.int32) -> tf.Tensor:
+def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Returns the integers [size], of any dtype that holds them, that `encode` coded."""
     header = unpack_fields(body[:_HEADER_BYTES], tf.constant(_HEADER_WIDTHS, tf.int64))
     centre, lanes, kind = tf.unstack(tf.cast(tf.subtract(header, _HEADER_LOWEST), tf.int32))
@@ -128,7 +128,7 @@ def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType = tf.int32) -> tf.T
     states, stream = body[: lanes * STATE_BYTES], body[lanes * STATE_BYTES :]
     slots, seeds, used = _RANS.decode(stream, entries, states, -(-groups // lanes))
     word = tf.gather_nd(word_of, tf.reshape(slots, [-1])[:count, tf.newaxis])
-    spellings = tf.cast(tf.pad(_spellings(in_book, kind) + centre, [[0, 1], [0, 0]]), dtype)  # Shorter than what it is for.
+    spellings = tf.cast(tf.pad(_spellings(in_book, kind) + centre, [[0, 1], [0, 0]]), dtype)  # Fewer than the rows.
     rows = tf.gather(spellings, word)
     at = tf.where(tf.equal(word, tf.size(in_book, tf.int32)))
     spell = built_once(elements.decode, *elements.CODE)
