@@ -10,7 +10,10 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform
         f"found Python {platform.python_version()} on {platform.system()} {platform.machine()}."
     )
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages; has to be set before its import.
+# Both have to be set before TensorFlow is imported, and workers inherit them: no start-up messages, and the faster kernels
+# of oneDNN, which TensorFlow itself takes on the newest processors only. On others they take a third off a round.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from tff_kit import runtime
 from tff_kit.centralized import train as train_centralized
