@@ -135,6 +135,14 @@ def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
     assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == "8"
 
 
+@pytest.mark.parametrize(("own", "expected"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_a_worker_has_the_faster_kernels_unless_told_otherwise(own, expected):
+    program = "from tff_kit import runtime; print(runtime.worker_environment()['TF_ENABLE_ONEDNN_OPTS'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    run = subprocess.run([sys.executable, "-c", program], env={**environment, **own}, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [expected]
+
+
 @pytest.mark.parametrize(
     "processors, at_once, threads", [(2, None, "1"), (2, 1, "2"), (16, None, "1"), (16, 4, "4"), (64, None, "6"), (8, 20, "1")]
 )

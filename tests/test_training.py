@@ -324,14 +324,6 @@ def test_bits_of_the_heads_weights_at_thirty_seconds(tmp_path, spec, bits):
     assert int(row["aggregate_bits"]) == 2 * (bits + 384)
 
 
-@pytest.mark.parametrize(("length", "expected"), [("-1", "to be 0 or more, found -1"), ("51", "to be at most 50, found 51")])
-def test_a_time_mask_longer_than_a_clip_is_refused(length, expected, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert command_line.main(["train", "kws", "--data", "demo", "--time-mask", length]) == 2
-    assert f"error: Expected --time-mask {expected}" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_keyword_spotting_without_embeddings_says_how_to_get_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command_line.main(["train", "kws"]) == 2

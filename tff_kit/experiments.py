@@ -204,21 +204,16 @@ class KeywordSpotting(Experiment):
     balanced: bool = False
     """Whether clients draw clips with replacement so that classes are about balanced, as in Flower's example, instead of taking
     each clip once in a local epoch."""
-    time_mask: int = 0
-    """The most positions of a clip, 50 a second, that a client leaves out of it, other ones each time: from 0, as in Flower's
-    example, to 50. It helps several local epochs of few clips."""
 
     task = "kws"
     fewer_clients_will_do = True
 
     def __post_init__(self):
         super().__post_init__()
-        _check_settings(self, at_least_1=("filters",), at_least_0=("time_mask",))
-        if self.time_mask > embeddings.TIME_MASK_MAX:
-            raise SettingsError(f"Expected --time-mask to be at most {embeddings.TIME_MASK_MAX}, found {self.time_mask}.")
+        _check_settings(self, at_least_1=("filters",))
 
     def load_data(self) -> embeddings.EmbeddingDataset:
-        return _load_embeddings(self.data, self.batch_size, self.window, self.local_epochs, self.balanced, self.time_mask)
+        return _load_embeddings(self.data, self.batch_size, self.window, self.local_epochs, self.balanced)
 
     def build_model(self) -> tf.keras.Model:
         return create_kws_head(whisper.positions(self.window), filters=self.filters, seed=self.seed)

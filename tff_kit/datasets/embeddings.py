@@ -9,7 +9,6 @@ from typing import Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from tff_kit import whisper
 from tff_kit.datasets import store as stores
 from tff_kit.datasets.federated import DataError, FederatedDataset
 from tff_kit.datasets.speech_commands import CLASS_NAMES
@@ -17,7 +16,6 @@ from tff_kit.datasets.speech_commands import CLASS_NAMES
 BATCH_SIZE = 8  # of Flower's example
 _TEST_BATCH_SIZE = 32
 _PREFETCH = 2
-TIME_MASK_MAX = whisper.positions("1s")  # A clip's own second. What follows it in the longer window is silence.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,6 @@ def load(
     window: Optional[str] = None,
     local_epochs: int = 1,
     balanced: bool = False,
-    time_mask: int = 0,
     weights_sha256: Optional[str] = None,
 ) -> EmbeddingDataset:
     """Reads a store as clients' data: float32 embeddings [batch, positions, width] and int32 labels [batch].
@@ -57,8 +54,6 @@ def load(
       batch_size: Clips a training batch.
       local_epochs: How often a client goes through its clips in a round.
       balanced: Whether a client instead draws as many clips with replacement, so that classes are about balanced.
-      time_mask: The most positions of a clip, side by side, that a client leaves out each time it trains on it: up to
-        `TIME_MASK_MAX`, 0 for none.
       window: The window that the store must have been made with; `None` for any.
       weights_sha256: The encoder that the store must have been made with; `None` for any.
 
@@ -94,11 +89,7 @@ def load(
             return drawn[:whole]
 
         drawn = tf.reshape(tf.map_fn(draw, tf.range(local_epochs, dtype=tf.int64)), [-1])
-        batches = _batches(store, _clips(path, drawn, tf.gather(labels, drawn)), batch_size)
-        if not time_mask:
-            return batches
-        of_masks = tf.random.experimental.stateless_fold_in(seed, tf.constant(-1, tf.int64))
-        return _masked(batches, _draw_time_masks(tf.size(drawn), time_mask, of_masks), batch_size)
+        return _batches(store, _clips(path, drawn, tf.gather(labels, drawn)), batch_size)
 
     names = [f"clients/{client}" for client in store.client_ids]
     of_file = [store.labels(name) for name in names]
@@ -143,30 +134,6 @@ def _draw_balanced(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     of_class = tf.gather(tf.math.bincount(labels, minlength=len(CLASS_NAMES)), labels)
     weights = tf.cast(count, tf.float32) / tf.cast(of_class + 1, tf.float32) + 1
     return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], count, seed, dtype=tf.int64)[0]
-
-
-def _draw_time_masks(count: tf.Tensor, longest: int, seed: tf.Tensor) -> tf.Tensor:
-    """Draws where the positions begin and end that each of `count` clips leaves out: int32 [count, 2].
-
-    As SpecAugment's time mask (D. S. Park et al., Interspeech 2019, arXiv 1904.08779): the length is uniform from 0 to
-    `longest`, then the beginning uniform wherever that fits into the clip.
-    """
-    length, place = tf.unstack(tf.random.stateless_uniform([2, count], seed))
-    length = tf.floor(length * (longest + 1))
-    begin = tf.floor(place * (TIME_MASK_MAX - length + 1))
-    return tf.cast(tf.stack([begin, begin + length], axis=1), tf.int32)
-
-
-def _masked(batches: tf.data.Dataset, masks: tf.Tensor, batch_size: int) -> tf.data.Dataset:
-    """Sets embeddings to zero from where a clip's mask begins to before where it ends."""
-
-    def leave_out(batch, mask):
-        inputs, labels = batch
-        positions = tf.range(tf.shape(inputs)[1])
-        kept = (positions < mask[:, :1]) | (positions >= mask[:, 1:])
-        return tf.where(kept[:, :, tf.newaxis], inputs, 0.0), labels
-
-    return tf.data.Dataset.zip((batches, tf.data.Dataset.from_tensor_slices(masks).batch(batch_size))).map(leave_out)
 
 
 def _clips(folder: tf.Tensor, number: tf.Tensor, label: tf.Tensor) -> tf.data.Dataset:
