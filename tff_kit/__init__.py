@@ -11,7 +11,7 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform
     )
 
 # Both have to be set before TensorFlow is imported, and workers inherit them: no start-up messages, and the faster kernels
-# of oneDNN, which TensorFlow itself takes on the newest processors only. On others they take a third off a round.
+# of oneDNN, which TensorFlow itself takes on the newest processors only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
