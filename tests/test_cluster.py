@@ -23,6 +23,9 @@ import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit import cluster, privacy, runtime, sizing
 
+# More than the clients of a test, since TFF's worker has additions, too, wait for their clients in one of these places.
+AT_ONCE = 8
+
 
 class Started:
     """A worker as `python -m tff_kit worker` starts it, which can be started again at the same address."""
@@ -35,11 +38,11 @@ class Started:
     def start(self):
         with socket.create_server(("127.0.0.1", self.port)) as listening:
             self.port = listening.getsockname()[1]
-            command = runtime.worker_command(listening, os.getpid(), self._credential, insecure=True)
+            command = runtime.worker_command(listening, os.getpid(), self._credential, insecure=True, max_concurrent=AT_ONCE)
             self.process = psutil.Popen(
                 command,
                 pass_fds=[listening.fileno()],
-                env=runtime.worker_environment(),
+                env=runtime.worker_environment(AT_ONCE),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -209,13 +212,18 @@ def test_a_server_that_draws_is_refused_since_each_worker_would_draw_others(pair
 # Faults. Clients say that they began, and go on when told to.
 
 
-def _waiting_sum(folder):
-    """Returns a computation that sums the clients' numbers, and a function that lets them go on."""
-    go = folder / "go"
+@pytest.fixture
+def waiting_sum(pair, join, tmp_path):
+    """A computation that sums the clients' numbers, a function that waits for all to begin, and one that lets them go on."""
+    del pair, join  # They end after this, when no client waits any more.
+    go = tmp_path / "go"
+
+    def wait_until_all_began():
+        wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
 
     @tff.tensorflow.computation(np.int32, np.int32)
     def wait(client, factor):
-        began = tf.io.write_file(tf.strings.join([f"{folder}/began-", tf.strings.as_string(client)]), "")
+        began = tf.io.write_file(tf.strings.join([f"{tmp_path}/began-", tf.strings.as_string(client)]), "")
         with tf.control_dependencies([began]):
             return tf.while_loop(
                 lambda x: tf.equal(tf.size(tf.io.matching_files(str(go))), 0), lambda x: (x + 0,), [client * factor]
@@ -225,7 +233,8 @@ def _waiting_sum(folder):
     def waiting_sum(factor, numbers):
         return tff.federated_sum(tff.federated_map(wait, (numbers, tff.federated_broadcast(factor))))
 
-    return waiting_sum, go.touch
+    yield waiting_sum, wait_until_all_began, go.touch
+    go.touch()
 
 
 def _call(context, computation, *arguments):
@@ -248,11 +257,11 @@ NUMBERS = [1, 10, 100, 1000]
 
 
 @pytest.mark.parametrize("fault", ["kill -9", "SIGSTOP", "cut off"])
-def test_the_others_compute_what_a_lost_worker_had(pair, join, tmp_path, fault):
+def test_the_others_compute_what_a_lost_worker_had(pair, join, waiting_sum, fault):
     context, sizes, said = join(pair, timeout=3.0)
-    computation, go_on = _waiting_sum(tmp_path)
+    computation, wait_until_all_began, go_on = waiting_sum
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until_all_began()
     lost = pair[1]
     stopped = lost.relay if fault == "cut off" else lost.process  # To its driver, a link that is cut is silent.
     if fault == "kill -9":
@@ -284,11 +293,11 @@ def _call_and_wait(context, computation, *arguments):
     return outcome[0]
 
 
-def test_without_any_worker_a_call_ends_in_time_with_a_sentence(pair, join, tmp_path):
+def test_without_any_worker_a_call_ends_in_time_with_a_sentence(pair, join, waiting_sum):
     context, sizes, _ = join(pair, timeout=1.0)
-    computation, go_on = _waiting_sum(tmp_path)
+    computation, wait_until_all_began, go_on = waiting_sum
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until_all_began()
     for worker in pair:
         worker.process.suspend()
     thread.join(30)
@@ -354,11 +363,11 @@ def test_only_who_has_the_credential_can_compute(credentials, join):
         worker.kill()
 
 
-def test_garbage_at_a_workers_port_disturbs_nobody(pair, join, tmp_path):
+def test_garbage_at_a_workers_port_disturbs_nobody(pair, join, waiting_sum):
     context, _, said = join(pair)
-    computation, go_on = _waiting_sum(tmp_path)
+    computation, wait_until_all_began, go_on = waiting_sum
     thread, outcome = _call(context, computation, 2, NUMBERS)
-    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == len(NUMBERS))
+    wait_until_all_began()
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 4096, b""):
         with socket.create_connection(("127.0.0.1", pair[0].port)) as connection, contextlib.suppress(OSError):
             connection.sendall(garbage)
