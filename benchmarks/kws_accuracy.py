@@ -3,8 +3,8 @@
     python -m benchmarks.kws_accuracy --window 30s --data FOLDER_OF_EMBEDDINGS
 
 Three seeds of training on one split of the speakers; ten rounds of 21 clients, one local epoch and, in the window of one second,
-three. Writes results/kws_accuracy_WINDOW.{csv,md,png}. Runs that are done already (in --logdir) are read, not repeated, so it can
-be stopped.
+three. Writes results/kws_accuracy_WINDOW.{csv,md,png}, with _N_copies behind the window for a store made with --copies N. Runs
+that are done already (in --logdir) are read, not repeated, so it can be stopped.
 """
 
 # Annotations here are evaluated at once: tyro reads them.
@@ -41,8 +41,8 @@ _COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:red")
 _CENTRALIZED = {"no federation, learning rate 1e-3": 1e-3, "no federation, learning rate 3e-4": 3e-4}
 
 
-def _folder(window: str, name: str, seed: int) -> str:
-    return re.sub("[^a-z0-9]+", "_", f"{window} {name} seed{seed}")
+def _folder(of_data: str, name: str, seed: int) -> str:
+    return re.sub("[^a-z0-9]+", "_", f"{of_data} {name} seed{seed}")
 
 
 def _centralized(run) -> dict[str, Any]:
@@ -105,13 +105,15 @@ def main(
         seeds: Seeds 0, 1, ... of each combination.
         logdir: Where the runs are kept.
     """
+    dataset = tff_kit.KeywordSpotting(data=data, window=window).load_data()
+    of_data = window + (f"_{dataset.store.copies}_copies" if dataset.store.copies else "")
     finals: list[dict[str, Any]] = []
     levels = {}
     for name, rate in _CENTRALIZED.items():
         rows = []
         for seed in range(seeds):
             training = tff_kit.CentralizedKeywordSpotting(epochs=epochs, learning_rate=rate, window=window, data=data, seed=seed)
-            run = trained(training, logdir / _folder(window, name, seed))
+            run = trained(training, logdir / _folder(of_data, name, seed))
             rows.append({"training": name, "seed": seed, **_centralized(run)})
         levels[name] = statistics.mean(row["test_accuracy"] for row in rows)
         finals += rows
@@ -119,13 +121,12 @@ def main(
     curves: dict[str, list[list[float]]] = {name: [] for name in federated}
     for name, seed in itertools.product(federated, range(seeds)):
         experiment = tff_kit.KeywordSpotting(window=window, data=data, seed=seed, rounds=rounds, **federated[name])
-        logged = trained(experiment, logdir / _folder(window, name, seed)).read_metrics()
+        logged = trained(experiment, logdir / _folder(of_data, name, seed)).read_metrics()
         seconds = statistics.median(row["seconds"] for row in logged)
         finals.append({"training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
         curves[name].append([row["test_accuracy"] for row in logged])
     columns = list(finals[-1])
-    write_csv(f"kws_accuracy_{window}.csv", [{name: row.get(name, "") for name in columns} for row in finals])
-    dataset = tff_kit.KeywordSpotting(data=data, window=window).load_data()
+    write_csv(f"kws_accuracy_{of_data}.csv", [{name: row.get(name, "") for name in columns} for row in finals])
     clips = dataset.store.clips
     of_clients = [clips[f"clients/{client}"] for client in dataset.store.client_ids]
     lines = [
@@ -137,8 +138,8 @@ def main(
         "",
         *_table(finals),
     ]
-    _plot(dataset.name, curves, levels, f"kws_accuracy_{window}.png")
-    write_table(f"kws_accuracy_{window}.md", lines)
+    _plot(dataset.name, curves, levels, f"kws_accuracy_{of_data}.png")
+    write_table(f"kws_accuracy_{of_data}.md", lines)
 
 
 if __name__ == "__main__":

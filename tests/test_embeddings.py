@@ -230,6 +230,17 @@ def test_clients_with_fewer_than_two_batches_are_left_out_and_counted(speech_fol
     assert any("1 of 2 clients have fewer than two batches of 8" in note for note in dataset.notes)
 
 
+def test_altered_copies_are_embedded_beside_the_clips_and_the_store_says_so(speech_folder, tmp_path):
+    speech = speech_commands.load_data(speech_folder, copies=2)
+    written = store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    store = stores.open_store(written.folder)
+    assert store.copies == 2 and store.name.endswith("of stand-in, each training clip with 2 altered copies")
+    assert {name: len(clips) for name, clips in speech.splits.items()} == store.clips
+    for file, clip in zip(stores.clip_files(store), speech.clients["0000"]):
+        expected = _expected(speech, clip).astype(np.float16)
+        assert np.array_equal(np.fromfile(file, np.float16).reshape(expected.shape), expected)
+
+
 def test_the_worker_reads_the_store_by_a_clients_id(demo_folder):
     import tensorflow_federated as tff
 
@@ -380,6 +391,8 @@ def test_another_encoder_or_data_does_not_go_on(store, speech, speech_folder):
         store_writer.embed(speech, ENCODER, store.folder, dtype="int8", show_progress=False)
     with pytest.raises(DataError, match="clips_sha256"):
         store_writer.embed(speech_commands.load_data(speech_folder, seed=5), ENCODER, store.folder, show_progress=False)
+    with pytest.raises(DataError, match="clips_sha256"):
+        store_writer.embed(speech_commands.load_data(speech_folder, copies=1), ENCODER, store.folder, show_progress=False)
 
 
 def test_a_store_of_another_encoder_or_window_is_refused(store):

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import threading
 import time
+import wave
 
 import numpy as np
 import pytest
@@ -117,6 +118,33 @@ def test_recorded_silence_serves_the_held_out_sets(speech_folder):
     recorded = {name: [c.path for c in clips if c.word == "_silence_"] for name, clips in speech.splits.items()}
     assert len(recorded.pop("test")) == 2 and len(recorded.pop("validation")) == 1
     assert not any(recorded.values())
+
+
+def test_altered_copies_are_of_training_clips_only_and_stay_with_their_client(speech_folder):
+    speech, before = speech_commands.load_data(speech_folder, copies=2), speech_commands.load_data(speech_folder)
+    assert (speech.validation, speech.test) == (before.validation, before.test)
+    for client, clips in speech.clients.items():
+        spoken = [c for c in clips if c.speaker]
+        assert sorted(c.path for c in spoken) == sorted(3 * [c.path for c in before.clients[client] if c.speaker])
+        assert sum(c.alteration is None for c in spoken) * 3 == len(spoken) == len(set(spoken))
+        assert abs(len(clips) - len(spoken) - 0.1 * len(clips)) <= 0.5
+    assert speech == speech_commands.load_data(speech_folder, copies=2)
+
+
+def test_an_altered_copy_comes_earlier_or_later_with_noise_that_is_for_training(speech_folder):
+    speech = speech_commands.load_data(speech_folder, copies=3)
+    copies = [c for clips in speech.clients.values() for c in clips if c.alteration]
+    for copy in copies:
+        shift, noise, volume = copy.alteration.shift, copy.alteration.noise, copy.alteration.volume
+        assert abs(shift) <= 1600 and 0 <= volume <= 0.1
+        with wave.open(str(speech_folder / noise.path)) as file:
+            assert noise.start + 16_000 <= 0.8 * file.getnframes()
+        sound = np.concatenate([np.zeros(1600), speech.read(Clip(copy.path, copy.label)), np.zeros(1600)])
+        expected = sound[1600 - shift : 17_600 - shift] + volume * speech.read(noise)
+        np.testing.assert_allclose(speech.read(copy), np.clip(expected, -1, 1), atol=1e-6)
+    alterations = [c.alteration for c in copies]
+    assert min(a.shift for a in alterations) < 0 < max(a.shift for a in alterations)
+    assert 0.6 < np.mean([a.volume > 0 for a in alterations]) < 0.95
 
 
 def _write_lists(folder, validation, test):
@@ -232,6 +260,11 @@ def test_a_bad_folder_is_refused_by_name(speech_folder, kind):
     with pytest.raises(DataError, match=reason) as caught:
         speech_commands.load_data(speech_folder)
     assert str(speech_folder) in str(caught.value)
+
+
+def test_fewer_copies_than_none_are_refused(speech_folder):
+    with pytest.raises(DataError, match="Expected 0 or more altered copies of a clip, found -1"):
+        speech_commands.load_data(speech_folder, copies=-1)
 
 
 @pytest.mark.parametrize("held_out", [(0.0, 0.1), (0.5, 0.5)])

@@ -102,6 +102,7 @@ def _embed(
     window: Literal["30s", "1s"] = "30s",
     dtype: Literal["float16", "int8"] = "float16",
     speakers_per_client: int = 5,
+    copies: int = 0,
     seed: int = 0,
     download: bool = False,
 ) -> None:
@@ -114,12 +115,14 @@ def _embed(
         window: Sound that the encoder is given: the seed's 30 s, or just the clip's 1 s, 25 times cheaper and 30 times smaller.
         dtype: float16, or int8 for half of the space.
         speakers_per_client: How many speakers make a client.
-        seed: Of the split by speaker, where the official lists are not there, and of silence.
+        copies: Altered copies of each training clip beside it, a little earlier or later and with some background noise: more
+            to learn from, where clients have few clips.
+        seed: Of the split by speaker, where the official lists are not there, of silence, and of what is done to copies.
         download: Fetch Speech Commands v0.02, 2.4 GB, into --speech first, where it is not there.
     """
     if download and not speech.exists():
         speech_commands.download(speech)
-    data = speech_commands.load_data(speech, speakers_per_client, seed=seed, show_progress=True)
+    data = speech_commands.load_data(speech, speakers_per_client, seed=seed, copies=copies, show_progress=True)
     for line in [*data.notes, *data.skipped]:
         print(f"Note: {line}", file=sys.stderr)
     store = store_writer.embed(data, whisper_encoder.load_encoder(whisper, window), out, dtype)

@@ -54,6 +54,7 @@ class Store:
       speakers_per_client: How many speakers a client has.
       clips_sha256: Of all clips' names, crops and labels in order: equal for equal data.
       clips: The number of clips in each folder of them, in the order in which they are written.
+      copies: Altered copies of each training clip among them.
       notes: Sentences that a user should read before trusting a result on this data.
       relative_error: What storing costs: the norm of (stored - computed) divided by that of computed, over up to 64 clips
         read back from the finished store; `None` while it is not finished.
@@ -71,6 +72,7 @@ class Store:
     speakers_per_client: int
     clips_sha256: str
     clips: Mapping[str, int]
+    copies: int = 0
     notes: Sequence[str] = ()
     relative_error: Optional[float] = None
     version: int = VERSION

@@ -59,7 +59,7 @@ def embed(
     splits = {name: tuple(clips) for name, clips in speech.splits.items()}
     store = stores.Store(
         folder=pathlib.Path(folder),
-        name=f"Speech Commands as {encoder.window} embeddings of {encoder.model}",
+        name=f"Speech Commands as {encoder.window} embeddings of {encoder.model}{_with_copies(speech.copies)}",
         model=encoder.model,
         weights_sha256=encoder.weights_sha256,
         window=encoder.window,
@@ -69,6 +69,7 @@ def embed(
         speakers_per_client=speech.speakers_per_client,
         clips_sha256=_sha256(splits),
         clips={name: len(clips) for name, clips in splits.items()},
+        copies=speech.copies,
         notes=tuple(speech.notes),
     )
     labels = {name: np.array([clip.label for clip in clips], np.uint8) for name, clips in splits.items()}
@@ -231,8 +232,13 @@ def _sha256(splits: Mapping[str, Sequence[Clip]]) -> str:
     digest = hashlib.sha256()
     for name, clips in splits.items():
         for clip in clips:
-            digest.update(f"{name}\t{clip.path}\t{clip.start}\t{clip.label}\n".encode())
+            altered = "" if clip.alteration is None else f"\t{clip.alteration}"
+            digest.update(f"{name}\t{clip.path}\t{clip.start}\t{clip.label}{altered}\n".encode())
     return digest.hexdigest()
+
+
+def _with_copies(copies: int) -> str:
+    return f", each training clip with {copies} altered {'copy' if copies == 1 else 'copies'}" if copies else ""
 
 
 @contextlib.contextmanager
