@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -39,6 +40,11 @@ def worker_of(pid: int) -> psutil.Process:
     """Returns TFF's worker of a training process; raises `ValueError` where it has none."""
     (worker,) = [process for process in psutil.Process(pid).children() if "worker_binary" in " ".join(process.cmdline())]
     return worker
+
+
+def ends_with_this_process() -> str:
+    """Returns the first statements of a Python program that shall not outlive the process that starts it."""
+    return f"from tff_kit import launcher; launcher.die_with_parent({os.getpid()}, {int(signal.SIGTERM)})"
 
 
 @contextlib.contextmanager
@@ -110,7 +116,8 @@ def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]
     for limit in at_a_time:
         for count in clients:
             rounds = max(1, min(5, 200 // count))
-            command = f"from benchmarks import many_clients as m; m._measure({data!r}, {count}, {limit}, {rounds})"
+            measure = f"from benchmarks import many_clients as m; m._measure({data!r}, {count}, {limit}, {rounds})"
+            command = f"{ends_with_this_process()}; {measure}"
             run = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(run.stdout.splitlines()[-1])
             lines.append(

@@ -32,7 +32,7 @@ from typing_extensions import Literal
 
 import tff_kit
 from benchmarks.bits_to_accuracy import FEWEST_BITS
-from benchmarks.many_clients import worker_of
+from benchmarks.many_clients import ends_with_this_process, worker_of
 from benchmarks.results import machine, write_table
 from tff_kit import processes, runs, runtime, sizing, training
 from tff_kit.datasets import FederatedDataset
@@ -194,7 +194,7 @@ def _memory(experiment: tff_kit.Experiment, marks: list[int]) -> tuple[list[list
     worker: list[list[int]] = [[] for _ in marks]
     with tempfile.TemporaryDirectory() as folder:
         run = runs.RunDirectory(pathlib.Path(folder) / "run")
-        program = f"import tff_kit; tff_kit.train(tff_kit.{experiment!r}, {str(run.path)!r})"
+        program = f"{ends_with_this_process()}; import tff_kit; tff_kit.train(tff_kit.{experiment!r}, {str(run.path)!r})"
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL) as started:
             while started.poll() is None:
                 time.sleep(0.05)
