@@ -130,7 +130,9 @@ def test_a_worker_computes_as_much_at_once_as_there_are_processors_or_as_told(to
 
 def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == str(os.cpu_count())
+    for processors, expected in ((1, "1"), (2, "1"), (16, "8")):
+        monkeypatch.setattr(os, "cpu_count", lambda value=processors: value)
+        assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == expected
     monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
     assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == "8"
 

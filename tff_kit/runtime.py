@@ -275,8 +275,9 @@ def worker_environment(max_concurrent: Optional[int] = None) -> dict[str, str]:
     at_once = min(max_concurrent or processors, _MANY_CLIENTS)
     return {
         "TF_CPP_MIN_LOG_LEVEL": "1",
-        # The C library gives a program up to eight pools of memory a processor, and each comes to hold what was freed in it.
-        "MALLOC_ARENA_MAX": str(processors),
+        # The C library gives a program up to eight pools of memory a processor, and each comes to hold what was freed in it. With
+        # one for two processors a round takes as long, and 500 of them no more memory than the first hundred.
+        "MALLOC_ARENA_MAX": str(max(1, processors // 2)),
         # TensorFlow gives an operation as many threads as there are processors; of several clients at once, they would only wait.
         "TF_NUM_INTRAOP_THREADS": str(max(1, processors // at_once)),
         **os.environ,
