@@ -15,6 +15,7 @@ from tff_kit.datasets import emnist
         "emnist_accuracy.md",
         "round_time.md",
         "kws_accuracy_1s.md",
+        "kws_accuracy_1s_2_copies.md",
         "kws_accuracy_30s.md",
         "round_time_kws_1s.md",
         "round_time_kws_30s.md",
