@@ -52,7 +52,7 @@ class Store:
       width: Of an embedding.
       dtype: "float16" or "int8".
       speakers_per_client: How many speakers a client has.
-      clips_sha256: Of all clips' names, crops and labels in order: equal for equal data.
+      clips_sha256: Of all clips' names, crops, labels and alterations in order: equal for equal data.
       clips: The number of clips in each folder of them, in the order in which they are written.
       copies: Altered copies of each training clip among them.
       notes: Sentences that a user should read before trusting a result on this data.
