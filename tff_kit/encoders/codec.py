@@ -18,14 +18,14 @@ graphs are built once, when a codec is made. Both ends make it of the same specs
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 import tensorflow as tf
 
 from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum
 from tff_kit.encoders.message import Layout, PayloadError
 from tff_kit.encoders.size import payload_bits
-from tff_kit.encoders.spec import THRESHOLD, build_broadcast_encoder_fn, build_mean_encoder_fn
+from tff_kit.encoders.spec import THRESHOLD, Spec, build_broadcast_encoder_fn, build_mean_encoder_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,12 @@ class BroadcastCodec:
     """
 
     def __init__(
-        self, specs: Any, spec: str = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0, error_feedback: bool = False
+        self,
+        specs: Any,
+        spec: Union[str, Spec] = "tensor_encoding:8",
+        threshold: int = THRESHOLD,
+        seed: int = 0,
+        error_feedback: bool = False,
     ):
         self._specs = _plain(specs)
         flat = tf.nest.flatten(self._specs)
@@ -119,7 +124,7 @@ class MeanCodec:
       ValueError: If a shape is not fully known.
     """
 
-    def __init__(self, specs: Any, spec: str = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0):
+    def __init__(self, specs: Any, spec: Union[str, Spec] = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0):
         self._specs = _plain(specs)
         flat = tf.nest.flatten(self._specs)
         self._steps = steps = EncodedSum(flat, build_mean_encoder_fn(spec, threshold, seed))
@@ -228,8 +233,8 @@ def _checked(decode: Callable, layout: Layout, payload: bytes) -> Any:
     return decoded
 
 
-def _label(kind: str, spec: Any, threshold: int, specs: list[tf.TensorSpec]) -> str:
-    return f"{kind} of {len(specs)} variables by {spec} beyond {threshold:,} elements"
+def _label(kind: str, spec: Union[str, Spec], threshold: int, specs: list[tf.TensorSpec]) -> str:
+    return f"{kind} of {len(specs)} variables by {Spec.parse(spec)} beyond {threshold:,} elements"
 
 
 def _plain(specs: Any) -> Any:
