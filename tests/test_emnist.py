@@ -9,11 +9,13 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_federated as tff
 from conftest import write_cache
 from sklearn.datasets import load_digits
 
-from tff_kit.datasets import DataError, emnist
-from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
+from tff_kit.datasets import DataError
+from tff_kit.tasks.emnist import data as emnist
+from tff_kit.tasks.emnist.model import create_original_fedavg_cnn_model
 
 FILE = "emnist_all.sqlite"
 
@@ -166,7 +168,7 @@ def served(request, tmp_path, monkeypatch):
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/{FILE}.lzma"
-    original = emnist.tff.simulation.datasets.emnist.load_data
+    original = tff.simulation.datasets.emnist.load_data
     fetch = original.__globals__["download"].get_compressed_file
     monkeypatch.setitem(
         original.__globals__,
