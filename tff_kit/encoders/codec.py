@@ -18,6 +18,7 @@ graphs are built once, when a codec is made. Both ends make it of the same specs
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Callable, Union
 
 import tensorflow as tf
@@ -226,11 +227,17 @@ def _checked(decode: Callable, layout: Layout, payload: bytes) -> Any:
     try:
         decoded, finite = decode(layout.unpack(payload))
     except tf.errors.OpError as error:
-        reason = (error.message or type(error).__name__).partition("\n")[0]
-        raise PayloadError(f"Expected a {layout.label} that can be decoded, found: {reason}") from None
+        raise PayloadError(f"Expected a {layout.label} that can be decoded, found one that can't: {_reason(error)}") from None
     if not finite:
         raise PayloadError(f"Expected a {layout.label} of finite numbers, found one with NaN or infinity.")
     return decoded
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns the sentence of a check (`checks.py`), or the first line of what TensorFlow says."""
+    message = error.message or type(error).__name__
+    sentence = re.search(r"assertion failed: \[(.*?)\]", message)
+    return sentence[1] if sentence else message.partition("\n")[0]
 
 
 def _label(kind: str, spec: Union[str, Spec], threshold: int, specs: list[tf.TensorSpec]) -> str:
