@@ -89,7 +89,7 @@ def main(times: int = 10, repetitions: int = 3) -> None:
         step = float(np.interp(-bits, -entropies, steps))
         rows.append((f"entropy coding of {bits} bits", encoders.EntropyCodingStage(), (_SIZE,), 1 / step))
     made = [(name, te.core.EncoderComposer(stage).make(), *more) for name, stage, *more in rows]
-    made += [(f"`{spec}`", encoders.parse_spec(spec)[0](0), _SHAPE, 0.0) for spec in _SPECS]
+    made += [(f"`{spec}`", encoders.Spec.parse(spec).large.make(0), _SHAPE, 0.0) for spec in _SPECS]
     lines = [
         f"`python -m benchmarks.encoder_time`, {_SIZE:,} normal numbers on one core, inside TFF's worker, "
         f"{machine()}; nanoseconds a number. Encoders are given a matrix of {_SHAPE[0]:,} x {_SHAPE[1]}.",
