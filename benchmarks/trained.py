@@ -19,6 +19,11 @@ def trained(training: experiments.Training, logdir: pathlib.Path) -> runs.RunDir
     return run
 
 
+def tested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the rounds that were tested, also where not one answer was right."""
+    return [row for row in rows if row["test_accuracy"] is not None]
+
+
 def final(experiment: tff_kit.Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns what a federated run came to: its test accuracy and loss, and its bits, in total."""
     last = rows[-1]

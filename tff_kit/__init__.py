@@ -27,8 +27,9 @@ from tff_kit.processes import (
     build_encoded_mean_process_from_model,
     build_federated_averaging_process,
 )
-from tff_kit.sizing import format_size, set_sizing_environment, sizing_executor_factory
+from tff_kit.sizing import set_sizing_environment, sizing_executor_factory
 from tff_kit.training import train
+from tff_kit.units import format_size
 from tff_kit.updates import client_updates
 
 __all__ = [

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import runs
+from tff_kit import machine, runs
 from tff_kit.datasets import FederatedDataset
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def print_heading(*data: FederatedDataset) -> None:
         print(f"  {dataset.name}, {len(dataset.client_ids)} clients")
         for note in dataset.notes:
             print(f"    {note}")
-    print(f"  {os.cpu_count()} cores of {_processor()}")
+    print(f"  {os.cpu_count()} cores of {machine.processor()}")
     print(f"  Python {platform.python_version()}, TensorFlow {tf.__version__}, TensorFlow Federated {tff.__version__}")
 
 
@@ -78,8 +78,3 @@ def _parsed(text: str) -> Any:
         return runs.read_number(text)
     except ValueError:
         return text
-
-
-def _processor() -> str:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

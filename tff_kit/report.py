@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from tensorboard.plugins.hparams import api as hp
 
-from tff_kit import runs, sizing
+from tff_kit import runs
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiments import Experiment, Training
+from tff_kit.units import format_size
 
 _MEBIBYTE = 8 * 2**20  # In bits.
 _LONG_TABLE = 30
@@ -128,7 +129,7 @@ class Progress(_WithBar):
         left_out = f", {row['clients_left_out']} clients left out: update not finite" if row["clients_left_out"] else ""
         self._console.print(
             f"round {row['round']:3d}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}{tested}, "
-            f"broadcast {sizing.format_size(row['broadcast_bits'])}, aggregated {sizing.format_size(row['aggregate_bits'])}, "
+            f"broadcast {format_size(row['broadcast_bits'])}, aggregated {format_size(row['aggregate_bits'])}, "
             f"{row['seconds']:.2f} s{left_out}",
             highlight=False,
             soft_wrap=True,
@@ -205,7 +206,7 @@ def print_table(console: Console, experiment: Experiment, data: FederatedDataset
         table.add_row(
             str(row["round"]),
             *("" if row[name] is None else f"{row[name]:.4f}" for name in METRICS[1:5]),
-            *(sizing.format_size(row[name]) for name in METRICS[5:7]),
+            *(format_size(row[name]) for name in METRICS[5:7]),
             f"{row['seconds']:.2f}",
         )
     console.print(table)

@@ -308,15 +308,6 @@ def set_sizing_environment(worker: Optional[runtime.Worker] = None) -> SizingExe
     return factory
 
 
-def format_size(bits: float) -> str:
-    """Returns a readable size: `format_size(532278400)` is `'507.62 Mibit'`."""
-    for unit in ("bit", "Kibit", "Mibit", "Gibit"):
-        if bits < 1024:
-            return f"{bits:.2f} {unit}"
-        bits /= 1024
-    return f"{bits:.2f} Tibit"
-
-
 def _instrument(computation: tff.framework.ConcreteComputation) -> _Instrumented:
     """Finds what crosses in `computation` and adds outputs that count what its types leave open."""
     function = tff.framework.to_call_dominant(computation.to_building_block())
