@@ -27,6 +27,7 @@ import tff_kit
 from benchmarks import results
 from benchmarks.trained import final, tested, trained
 
+Settings = dict[str, Any]
 _PLAIN = "nothing encoded"
 _COLOURS = ["black", *(f"C{i}" for i in range(10))]
 _LAST = 5  # Tests of single rounds scatter more than what is to be seen.
@@ -38,20 +39,20 @@ _LAST = 5  # Tests of single rounds scatter more than what is to be seen.
 _DITHERED_UP = "step:3,dithered+entropy/uniform:8"  # Nearest levels would leave nearly nothing of an update of Adam's.
 _ROTATED_UP = "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8"
 _COARSE_UP = "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8"
-_TUTORIAL = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
-_LOW_RANK = {
+_TUTORIAL: Settings = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
+_LOW_RANK: Settings = {
     "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
     "broadcast_change": True,
     "mean": "lowrank:16+step:0.5+entropy/uniform:6",
     "threshold": 4000,
 }
-_ROTATED_AND_LOW_RANK = {
+_ROTATED_AND_LOW_RANK: Settings = {
     "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
     "broadcast_change": True,
     "mean": _ROTATED_UP,
     "threshold": 5000,
 }
-_EMNIST = {
+_EMNIST: dict[str, Settings] = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "low rank": _LOW_RANK,
@@ -66,7 +67,7 @@ _EMNIST = {
     "16 filters, nothing encoded": {"filters": 16},
     "16 filters, low rank": {"filters": 16, **_LOW_RANK, "threshold": 500},
 }
-_KWS = {
+_KWS: dict[str, Settings] = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "steps, change down": {
@@ -110,7 +111,7 @@ _KWS = {
         "threshold": 500,
     },
 }
-_KWS_30S = {
+_KWS_30S: dict[str, Settings] = {
     name: _KWS[name]
     for name in (
         _PLAIN,
@@ -120,11 +121,11 @@ _KWS_30S = {
         "16 filters, rotated up, low rank down",
     )
 }
-FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
+FEWEST_BITS: dict[str, Settings] = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
 
-def _flags(settings: dict[str, Any]) -> str:
+def _flags(settings: Settings) -> str:
     """Returns the settings as the command line takes them."""
     return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings.items())
 
@@ -138,7 +139,7 @@ def _points(column: str, values: list[float], plain: list[float]) -> results.Row
     return {f"{column}_points": round(statistics.mean(points), 5), f"{column}_points_se": round(error, 5)}
 
 
-def summary(finals: list[results.Row], encoders: dict[str, dict[str, Any]]) -> list[results.Row]:
+def summary(finals: list[results.Row], encoders: dict[str, Settings]) -> list[results.Row]:
     """Returns a row for each of `encoders`: accuracy with its spread, the points above the plain row, and mean bits."""
     groups = {name: [run for run in finals if run["encoders"] == name] for name in encoders}
     plain = groups[_PLAIN]
@@ -180,7 +181,7 @@ def _plot(title: str, curves: dict[str, list[list[dict[str, Any]]]], file: pathl
 class _Task:
     name: str  # Of its results.
     training: Callable[[str], tff_kit.Experiment]  # From where the data is.
-    encoders: dict[str, dict[str, Any]]
+    encoders: dict[str, Settings]
     seeds: int  # More where a test is on the few hundred clips of some speakers and a round takes a second.
     quick_data: str
 

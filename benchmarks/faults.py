@@ -23,7 +23,8 @@ import tyro
 from rich.progress import track
 
 from benchmarks import results
-from tff_kit import cluster, runtime, sizing
+from tff_kit.runtime import cluster, sizing
+from tff_kit.runtime.worker import worker_command, worker_environment
 
 _CLIENTS = 20
 _WEIGHTS = 100_000
@@ -40,11 +41,11 @@ class _Started:
     def start(self) -> None:
         with socket.create_server(("127.0.0.1", self.port)) as listening:
             self.port = listening.getsockname()[1]
-            command = runtime.worker_command(listening, os.getpid(), insecure=True)
+            command = worker_command(listening, os.getpid(), insecure=True)
             quiet: dict[str, Any] = {
                 "stdout": subprocess.DEVNULL,
                 "stderr": subprocess.DEVNULL,
-                "env": runtime.worker_environment(),
+                "env": worker_environment(),
             }
             self.process = psutil.Popen(command, pass_fds=[listening.fileno()], **quiet)
 

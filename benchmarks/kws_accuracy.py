@@ -25,7 +25,7 @@ from typing_extensions import Literal
 import tff_kit
 from benchmarks import results
 from benchmarks.trained import final, tested, trained
-from tff_kit import runs
+from tff_kit.training import runs
 
 _FEDERATED: dict[str, dict[str, Any]] = {
     spec: {"broadcast": spec, "mean": spec} for spec in ("identity", "tensor_encoding:8", "uniform:8")
@@ -126,13 +126,16 @@ def main(
     """
     if quick:
         data, window, rounds, epochs, seeds = "demo", "1s", 1, 1, 1
-    base = tff_kit.KeywordSpotting(data=data, window=window, rounds=rounds, **({"clients": 2} if quick else {}))
+    base = tff_kit.KeywordSpotting(data=data, window=window, rounds=rounds)
+    base = dataclasses.replace(base, clients=2) if quick else base
     dataset = base.load_data()
-    of_data = window + (f"_{dataset.store.copies}_copies" if dataset.store.copies else "")
+    store = dataset.store
+    assert store is not None  # It is for data that was made in memory only.
+    of_data = window + (f"_{store.copies}_copies" if store.copies else "")
     folder = (logdir or results.runs_folder("kws_accuracy", quick)) / of_data
     finals = _centralized_runs(base, epochs, seeds, folder)
     levels = {name: statistics.mean(r["test_accuracy"] for r in finals if r["training"] == name) for name in _CENTRALIZED}
-    federated = {**_FEDERATED, **({} if dataset.store.copies else _ALSO[window])}
+    federated = {**_FEDERATED, **({} if store.copies else _ALSO[window])}
     curves: dict[str, list[list[float]]] = {name: [] for name in federated}
     for name, seed in itertools.product(federated, range(seeds)):
         experiment = dataclasses.replace(base, seed=seed, **federated[name])
@@ -140,11 +143,11 @@ def main(
         seconds = statistics.median(row["seconds"] for row in logged)
         finals.append({"training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
         curves[name].append([row["test_accuracy"] for row in tested(logged)])
-    clips = dataset.store.clips
-    to_train = sum(clips[f"clients/{client}"] for client in dataset.store.client_ids)
+    clips = store.clips
+    to_train = sum(clips[f"clients/{client}"] for client in store.client_ids)
     source = results.Source(
         command=f"python -m benchmarks.kws_accuracy --window {window} --data FOLDER",
-        data=f"{dataset.name}: {to_train:,} clips of {len(dataset.store.client_ids)} clients to train on, {clips['validation']} "
+        data=f"{dataset.name}: {to_train:,} clips of {len(store.client_ids)} clients to train on, {clips['validation']} "
         f"for validation, {clips['test']} to test; {rounds} rounds of {base.clients} clients, or {epochs} epochs",
         seeds=results.in_words(range(seeds)),
         spread="smallest and largest of the seeds, all on one split of the speakers",

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-from typing import Optional
+from typing import Callable, Optional
 
 import tyro
 
 import tff_kit
 from benchmarks import results
 from benchmarks.trained import trained
-from tff_kit import whisper as whisper_encoder
-from tff_kit.datasets import speech_commands, store_writer
+from tff_kit.tasks.keywords import embed, speech_commands
+from tff_kit.tasks.keywords import whisper as whisper_encoder
 
 _LOCAL_EPOCHS = {"one_epoch": 1, "three_epochs": 3}
 
@@ -50,12 +50,12 @@ def main(
         folder = (logdir or results.runs_folder("kws_splits", quick)) / f"split{split}"
         if speech is None or encoder is None:
             row = {"split": split, "clients": 8, "test_speakers": None, "test_clips": 40}
-            store_writer.demo(folder / "embeddings", seed=split)
+            embed.demo(folder / "embeddings", seed=split)
         else:
             data = speech_commands.load_data(speech, seed=split)
             speakers = len({clip.speaker for clip in data.test} - {""})
             row = {"split": split, "clients": len(data.clients), "test_speakers": speakers, "test_clips": len(data.test)}
-            store_writer.embed(data, encoder, folder / "embeddings")
+            embed.embed(data, encoder, folder / "embeddings")
         rows.append({**row, **_accuracies(folder, rounds)})
     source = results.Source(
         command="python -m benchmarks.kws_splits --speech FOLDER --whisper FOLDER",
@@ -81,9 +81,10 @@ def _accuracies(folder: pathlib.Path, rounds: int) -> results.Row:
 
 def _over_splits(rows: list[results.Row]) -> list[results.Row]:
     """Returns the rows below the splits: the mean and the standard deviation of their accuracies."""
-    below = []
-    for name, statistic in (("mean", statistics.mean), ("standard deviation", statistics.stdev)):
-        of_columns = {column: round(statistic(row[column] for row in rows), 5) for column in _LOCAL_EPOCHS}
+    below: list[results.Row] = []
+    both: dict[str, Callable[[list[float]], float]] = {"mean": statistics.mean, "standard deviation": statistics.stdev}
+    for name, statistic in both.items():
+        of_columns = {column: round(statistic([row[column] for row in rows]), 5) for column in _LOCAL_EPOCHS}
         below.append({**dict.fromkeys(rows[0]), "split": name, **of_columns})
     return below
 

@@ -12,7 +12,6 @@ results/encoders/rate_distortion.csv and rate_distortion.png.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 import statistics
@@ -50,11 +49,15 @@ def _share(n: int, share: float) -> int:
     return n // _BLOCK * fine + min(n % _BLOCK, fine)
 
 
+def _uniform_8_bits(n: int) -> int:
+    return _bytes(n, 8) + 64
+
+
 # What a payload of n numbers of a large variable has to be, where the numbers don't matter. Tutorials leave small variables
 # as they are; of a payload of a bit a weight they would be a third.
 _SPECS: dict[str, Optional[Callable[[int], int]]] = {
     "tensor_encoding:8": lambda n: 32 * math.ceil(8 * n / 28) + 64,
-    "uniform:8": lambda n: _bytes(n, 8) + 64,
+    "uniform:8": _uniform_8_bits,
     "uniform:4/uniform:8": lambda n: _bytes(n, 4) + 64,
     "uniform:4,dithered/uniform:8": lambda n: _bytes(n, 4) + 64 + 64,
     "uniform:4,dithered,4096/uniform:8": lambda n: _bytes(n, 4) + 64 * _blocks(n) + 64,
@@ -131,7 +134,7 @@ def _measure(source: str, clients: list[Tensors], spec: str) -> results.Row:
     measurement.send(spec, clients[0])  # Traces the graphs.
     sent = [measurement.send(spec, tensors) for tensors in clients]
     sent += [measurement.send(spec, clients[0]) for _ in range(4 - len(clients))]
-    large, small = _SPECS[spec], _SPECS["uniform:8"] if "/" in spec else lambda n: 32 * n
+    large, small = _SPECS[spec], _uniform_8_bits if "/" in spec else lambda n: 32 * n
     row: results.Row = {"source": source, "encoder": spec, "weights": size}
     row["payload_bits"] = round(statistics.mean(run.bits for run in sent) / size, 5)
     bits = [(large if x.size > encoders.THRESHOLD else small)(x.size) for x in clients[0]] if large else []
@@ -194,21 +197,21 @@ def main(
         rounds: Rounds of training before updates are captured.
         size: Random numbers a client.
         only: Encoders with this in their names; by default all.
-        quick: Try three encoders on few random numbers and on updates of one round, into logs/results-quick/.
+        quick: Try two encoders on few random numbers and on updates of a small keyword head, into logs/results-quick/.
     """
     specs = [spec for spec in _SPECS if only in spec]
     if quick:
-        emnist, kws, rounds, size, specs = "digits", None, 1, 2**14, [*_SPECS][1::12]
+        emnist, kws, rounds, size, specs = None, "demo", 1, 2**13, ["uniform:8", "step:3,dithered+entropy/uniform:8"]
     generator = np.random.default_rng(0)
     sources = {"normal": _random(generator.normal, size), "Laplace": _random(generator.laplace, size)}
     if emnist is not None:
         experiment: tff_kit.Experiment = tff_kit.Emnist(data=emnist, rounds=rounds, client_lr=0.1)  # That of the paper.
         sources["EMNIST, updates"], sources["EMNIST, change of weights"] = _captured(experiment)
     if kws is not None:
-        experiment = tff_kit.KeywordSpotting(data=kws, window="1s", rounds=rounds)
-        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(
-            dataclasses.replace(experiment, eval_every=rounds)
+        experiment = tff_kit.KeywordSpotting(
+            data=kws, window="1s", rounds=rounds, eval_every=rounds, filters=16 if quick else 128
         )
+        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(experiment)
     rows = []
     for source, clients in sources.items():
         rows += [_measure(source, clients, spec) for spec in track(specs, description=source)]

@@ -22,8 +22,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tff_kit import machine
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 QUICK_RESULTS = ROOT / "logs" / "results-quick"
@@ -146,14 +144,17 @@ def in_words(seeds: Iterable[int]) -> str:
 
 
 def _circumstances() -> Row:
+    from tff_kit.analysis import notebook  # Only here: `benchmarks.tables` needs no TensorFlow.
+    from tff_kit.training import runs
+
     commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit or None,
         "changed": bool(_git("status", "--porcelain", "--", *_MEASURED)) if commit else None,
         "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
-        "processor": machine.processor(),
+        "processor": notebook.processor(),
         "cores": os.cpu_count(),
-        "versions": machine.versions(),
+        "versions": runs.versions(),
     }
 
 
@@ -168,7 +169,7 @@ def _git(*arguments: str) -> str:
 def _print(file: pathlib.Path, rows: Sequence[Row]) -> None:
     table = Table(title=str(file.relative_to(ROOT)), title_justify="left")
     for column in rows[0]:
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
-    Console().print(table)
+    Console(width=20 * len(rows[0])).print(table)  # A narrower one would break numbers where there are many columns.

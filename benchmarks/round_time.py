@@ -35,8 +35,11 @@ import tff_kit
 from benchmarks import results
 from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.many_clients import ends_with_this_process, worker_of
-from tff_kit import processes, runs, runtime, sizing, training
+from tff_kit import runtime
+from tff_kit.algorithm import assembly, processes
 from tff_kit.datasets import FederatedDataset
+from tff_kit.runtime import sizing
+from tff_kit.training import runs
 
 WARM_UP = 3
 """Rounds that `time_rounds` leaves out."""
@@ -143,11 +146,11 @@ def federated(process: tff.learning.templates.LearningProcess, context: tff.fram
 def _plain_process(experiment: tff_kit.Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
     """Returns federated averaging with nothing encoded and nothing measured."""
     process = processes.build_federated_averaging_process(
-        training.build_model_fn(experiment, data),
-        training.build_client_optimizer(experiment),
+        assembly.build_model_fn(experiment, data),
+        assembly.build_client_optimizer(experiment),
         tff.learning.optimizers.build_sgdm(experiment.server_lr),
     )
-    return training.read_by_client_id(data, process)
+    return assembly.read_by_client_id(data, process)
 
 
 def time_rounds(ways: dict[str, Way], sample: Sample, clients_a_round: int, rounds: int) -> dict[str, list[float]]:
@@ -172,7 +175,7 @@ def paired_ratio(values: list[float], base: list[float]) -> float:
 def _measure_memory(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list[results.Row]:
     """Returns a row for each way, process and mark: the mean and the peak of the resident MiB up to that round."""
     marks = [round(share * rounds) for share in _MEMORY_MARKS]
-    ways = {"uniform:8 both ways": {"broadcast": "uniform:8", "mean": "uniform:8"}}
+    ways: dict[str, dict[str, Any]] = {"uniform:8 both ways": {"broadcast": "uniform:8", "mean": "uniform:8"}}
     if not quick:
         ways["the fewest bits"] = FEWEST_BITS[plain.task]
     rows = []
@@ -180,8 +183,10 @@ def _measure_memory(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list
         experiment = dataclasses.replace(plain, rounds=rounds, **settings)
         for process, samples in zip(("driver", "worker"), _memory(experiment, marks)):
             for mark, of_mark in zip(marks, samples):
-                mean, peak = (round(f(of_mark) / 2**20) if of_mark else None for f in (statistics.mean, max))
-                rows.append({"way": way, "process": process, "round": mark, "mean_mib": mean, "peak_mib": peak})
+                row: results.Row = {"way": way, "process": process, "round": mark, "mean_mib": None, "peak_mib": None}
+                if of_mark:  # Rounds may be faster than memory is read.
+                    row.update(mean_mib=round(statistics.mean(of_mark) / 2**20), peak_mib=round(max(of_mark) / 2**20))
+                rows.append(row)
     return rows
 
 
@@ -216,9 +221,11 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int) -> list[results.Row]:
     sized = runtime.create_context(sizing.sizing_executor_factory(worker))
     fed_avg = _plain_process(plain, dataset)
     encoded = {}
-    both_ways = {f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")}
+    both_ways: dict[str, dict[str, Any]] = {
+        f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")
+    }
     for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
-        process = training.build_process(dataclasses.replace(plain, **settings), dataset)
+        process = assembly.build_process(dataclasses.replace(plain, **settings), dataset)
         encoded[name] = federated(process, sized)
     ways = {
         # Last of all that build Keras models; see training.py.
@@ -260,7 +267,7 @@ def main(
     """
     if quick:
         task, data, rounds, memory_rounds, clients = "emnist", "digits", 1, 20, 2
-    settings = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
     experiment: tff_kit.Experiment = tff_kit.Emnist(**settings)
     command, of_data = "emnist --data FOLDER", "emnist"
     if task == "kws":

@@ -27,8 +27,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import tff_kit
 from benchmarks.results import ROOT, ResultsError, describe, read
-from tff_kit.units import format_size
 
 _TABLE = re.compile(r"^<!-- table (\S+)\n(.*?)^-->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 _OPENING = re.compile(r"^<!-- table\b", re.MULTILINE)
@@ -50,7 +50,7 @@ class _Cell(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec == "bits":
-            return format_size(float(value))
+            return tff_kit.format_size(float(value))
         return super().format_field(float(value), format_spec) if format_spec else str(value)
 
     def fill(self, template: str, row: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ import re
 from conftest import ROOT
 
 import tff_kit
-from tff_kit.datasets import emnist
+from tff_kit.tasks.emnist import data as emnist
 
 
 def _examples() -> list[str]:

@@ -32,8 +32,12 @@ import tyro
 
 import tff_kit
 from benchmarks import results, round_time
-from tff_kit import cluster, evaluation, training
-from tff_kit.datasets import DataError, FederatedDataset, store, store_writer
+from tff_kit.algorithm import assembly
+from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.embeddings import store
+from tff_kit.runtime import cluster
+from tff_kit.tasks.keywords import embed
+from tff_kit.training import evaluation
 
 _ROOT = results.ROOT
 _LOOP = "plain tf.function loop"
@@ -157,7 +161,7 @@ def _measure(experiment: tff_kit.Experiment, rounds: int, names: Sequence[str]) 
     processes = {"tff_kit": experiment, f"tff_kit, {_SPEC} both ways": encoded}
     with contextlib.ExitStack() as stack:
         context, _ = stack.enter_context(cluster.open_context(cluster.ONE_MACHINE, clients))
-        own = {name: round_time.federated(training.build_process(x, data), context) for name, x in processes.items()}
+        own = {name: round_time.federated(assembly.build_process(x, data), context) for name, x in processes.items()}
         # Last of all that build Keras models; see training.py.
         own[_LOOP] = round_time.tf_function_loop(experiment, data, clients)
         model = evaluation.compiled(experiment.build_model(), experiment)
@@ -172,7 +176,7 @@ def _measure(experiment: tff_kit.Experiment, rounds: int, names: Sequence[str]) 
         tests = {}
         for name, way in ways.items():
             model.set_weights(way.weights())
-            tests[name] = evaluation.evaluate_model(model, data.test)
+            tests[name] = evaluation.evaluate_model(model, data.test, experiment)
     described = (
         f"{data.name}, {clients} clients a round, {experiment.client_optimizer} {experiment.client_lr}, batches of "
         f"{experiment.batch_size}, {model.count_params():,} weights, {rounds} rounds after {round_time.WARM_UP} untimed"
@@ -230,10 +234,10 @@ def _experiments(emnist: Optional[str], kws: Optional[str]) -> list[tff_kit.Expe
     if emnist:
         experiments.append(tff_kit.Emnist(data=emnist, client_lr=0.1))
     if kws:
-        opened = store_writer.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
+        opened = embed.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
         if opened.dtype != "float16":
             raise DataError(f"Expected embeddings of float16, which every peer can read, in {kws}, found {opened.dtype}.")
-        experiments.append(tff_kit.KeywordSpotting(data=str(opened.folder), window=opened.window))
+        experiments.append(tff_kit.KeywordSpotting(data=str(opened.folder), window="1s" if opened.window == "1s" else "30s"))
     return experiments
 
 
