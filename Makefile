@@ -70,6 +70,13 @@ lint: setup ## Checks style, types and the documents' tables.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
+results: setup $(PEERS:%=.peers/%/.installed) ## Reruns all behind the tables, hours; goes on where it was stopped. DATA=, SPEECH=, WHISPER=.
+	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
+	@$(PYTHON) -m benchmarks.tables
+
+results-quick: setup ## Tries every benchmark on little data, in minutes, into logs/results-quick/.
+	@$(PYTHON) -m benchmarks --quick $(ARGS)
+
 bench: setup ## Measures round time and memory, in pairs.
 	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
 
