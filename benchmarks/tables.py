@@ -133,7 +133,7 @@ def _cells(row: str) -> list[str]:
 
 def _source_line(name: str, source: dict[str, Any]) -> str:
     """Returns when, where and by which command the numbers were measured, as far as that was recorded."""
-    commit = source["commit"][:7]
+    commit = (source["commit"] or "unknown")[:7]
     when = f"Measured {source['date']} at commit {commit}{' with changes' * bool(source['changed'])}"
     if source["changed"] is None:  # Of before results files named their source.
         when = f"Measured before commit {commit} of {source['date']}"
