@@ -14,8 +14,8 @@ class Emnist(Experiment):
     """Handwritten digits by writer, as in the compression tutorial of TensorFlow Federated."""
 
     data: str = "auto"
-    """auto: EMNIST, cached or downloaded, else the digits inside scikit-learn. emnist, digits: just the one. Or the
-    folder that holds emnist_all.sqlite."""
+    """auto: EMNIST, cached or downloaded, else the digits inside scikit-learn. emnist, digits: just the one. mnist-by-writer: the
+    digits of 700 writers in MNIST. Or a folder that holds emnist_all.sqlite, or QMNIST's files to make it from."""
     only_digits: bool = True
     """Ten classes; --no-only-digits for EMNIST's 62."""
     filters: int = 32
