@@ -1,9 +1,10 @@
-"""Several workers for one computation: the clients of a round are divided among them.
+"""Several workers for one computation: they share the clients of a round.
 
-TFF's mergeable execution context does that: it cuts a computation before and after its aggregation, has every worker
-aggregate the clients it was given, merges what they return, and goes on with the sum. Here it gets workers that may fail. A
-part of the clients whose worker is lost is computed anew, as a whole, by another one; what the lost worker had done of it is
-dropped, so no client counts twice. A worker that answers again gets its part from the next computation on.
+TFF's mergeable execution context cuts a computation before and after its aggregation. Every worker aggregates its part of the
+clients, and the context merges the parts and continues with the sum. This module adds workers that may fail:
+
+* If a worker is lost, another worker computes the whole part again. The lost worker's result is dropped, so no client counts twice.
+* A worker that answers again takes part from the next computation on.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ import tensorflow_federated as tff
 from tff_kit import runtime, sizing
 
 ExecutorFactoryFn = Callable[[runtime.AnyWorker], tff.framework.ExecutorFactory]
-_ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
-_COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
+_ASK_SECONDS = 1.0  # Between two checks that a computing worker is alive.
+_COME_BACK_SECONDS = 1.0  # A lost worker has this long to answer again.
 _AT_SERVER = ("federated_apply", "federated_eval_at_server")
 _DRAWS = re.compile("(Stateful)?(Random(?!Dataset)|Uniform|StandardNormal|TruncatedNormal|Multinomial|ParameterizedTruncated)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """Where a training computes. No part of the experiment: a run may go on elsewhere."""
+    """The machines that a training runs on. They are not part of the experiment: a run may resume on other machines."""
 
     workers: str = ""
-    """HOST:PORT,HOST:PORT of the workers that share the clients of a round, each started with `python -m tff_kit worker`. By
-    default one on this machine that comes and goes with the training."""
+    """HOST:PORT,HOST:PORT of the workers that share the clients of a round. Start each with `python -m tff_kit worker`. The default
+    is one worker on this machine that starts and ends with the training."""
     worker_timeout: float = 60.0
-    """Seconds in which a worker has to say that it is alive, whatever it computes, and after which a run without any worker
-    ends."""
+    """Seconds within which a worker must answer that it is alive, even while it computes. A run without any worker ends after
+    this time."""
     credential: Optional[str] = None
-    """PEM file of the key and certificate that the workers were started with, if they were."""
+    """PEM file with the key and certificate that the workers were started with."""
     clients_at_a_time: int = 50
-    """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer take less memory."""
+    """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer clients need less memory."""
     max_concurrent: Optional[int] = None
-    """Clients that the worker of this machine trains at once, by default as many as it has processors. Those in --workers
-    were told when they were started."""
+    """Clients that this machine's worker trains at once. The default is its number of processors. Workers in --workers have a
+    setting of their own."""
 
     def __post_init__(self):
         for address in self.addresses:
@@ -85,13 +86,16 @@ def open_context(
     log: Optional[pathlib.Path] = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[tff.framework.SyncContext, sizing.SizingExecutorFactory]]:
-    """A context on `machines` and the factory that tells what crossed in it.
+    """Opens an execution context on `machines`.
 
     Args:
-      machines: Where to compute.
-      clients: How many there are in a round.
-      log: What an own worker prints is appended to it.
-      report: Called with a sentence when a worker was lost or answers again.
+      machines: The machines to compute on.
+      clients: Number of clients in a round.
+      log: File to which the output of this machine's worker is appended.
+      report: Called with a sentence when a worker is lost or answers again.
+
+    Yields:
+      The context, and the factory that counts what crosses in it.
 
     Raises:
       tff_kit.runtime.WorkerError: If a worker does not answer.
@@ -106,7 +110,7 @@ def open_context(
         if not remote:
             own.stub()
             if not own.isolated:
-                report("This system allows no network namespace, so TFF's worker listens on all addresses of this machine.")
+                report("This system allows no network namespace. So TFF's worker listens on all addresses of this machine.")
         if not remote and parts == 1:
             yield runtime.create_context(sizes), sizes
             return
@@ -121,22 +125,22 @@ def open_context(
 
 
 class AnyWorker(runtime.AnyWorker, Protocol):
-    """A worker that can be lost, and come back."""
+    """A worker that can be lost and come back."""
 
     address: str
 
     def connect(self) -> None:
-        """Opens a new connection, whatever became of the one before."""
+        """Opens a new connection."""
 
     def disconnect(self) -> None:
-        """Ends the connection: what waits for the worker fails."""
+        """Closes the connection. Calls that wait for the worker fail."""
 
     def answers(self, timeout: Optional[float] = None) -> bool:
-        """Returns whether the worker answers, which may take `timeout` seconds."""
+        """Returns whether the worker answers within `timeout` seconds."""
 
 
 class _OwnWorker:
-    """The training's own worker, which it starts again itself."""
+    """The training's own worker, which restarts by itself."""
 
     address = "on this machine"
 
@@ -156,12 +160,12 @@ class _OwnWorker:
 
 
 class RemoteWorker:
-    """A connection to a worker that somebody else started, with `python -m tff_kit worker`.
+    """A connection to a worker that was started with `python -m tff_kit worker`.
 
     Args:
       address: `host:port`.
-      credential: PEM file of the key and certificate that the worker has, too; `None` for plain text.
-      timeout: Seconds in which a worker that is alive answers, whatever it computes meanwhile.
+      credential: PEM file with the worker's key and certificate; `None` for plain text.
+      timeout: Seconds within which a live worker answers, even while it computes.
     """
 
     def __init__(self, address: str, credential: Optional[Union[str, os.PathLike]] = None, timeout: float = 60.0):
@@ -171,35 +175,43 @@ class RemoteWorker:
         self.connect()
 
     def connect(self) -> None:
-        """Opens a new connection, whatever became of the one before."""
+        """Opens a new connection."""
         self._channel = runtime.open_channel(self.address, self._credential, self._timeout)
         self._ask = self._channel.unary_unary("/tff_kit/answer")
         self._stub = _Stub(self._channel)
 
     def disconnect(self) -> None:
-        """Ends the connection: what waits for the worker fails."""
+        """Closes the connection. Calls that wait for the worker fail."""
         self._channel.close()
 
     def answers(self, timeout: Optional[float] = None) -> bool:
-        """Returns whether the worker answers, which may take `timeout` seconds."""
+        """Returns whether the worker answers within `timeout` seconds."""
         return self._why_silent(timeout or self._timeout) is None
 
     def wait_until_ready(self, timeout: Optional[float] = None) -> None:
-        """Waits for the worker to start; raises `LostError` if it doesn't answer in time."""
+        """Waits for the worker to start.
+
+        Raises:
+          LostError: If it does not answer in time.
+        """
         timeout = timeout or self._timeout
         deadline = time.monotonic() + timeout
         while (why := self._why_silent(max(deadline - time.monotonic(), 0.01))) is not None:
             if time.monotonic() > deadline:
                 raise LostError(
                     f"Expected a worker at {self.address}, found none that answers within {timeout:g} s: {why}. Start it "
-                    "with `python -m tff_kit worker`, and both sides with the same --credential or none."
+                    "with `python -m tff_kit worker`, and use the same --credential on both sides, or none on both."
                 )
             time.sleep(_ASK_SECONDS / 4)
             self.disconnect()
             self.connect()
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
-        """Returns the connection for executors; raises `LostError` where the worker does not answer."""
+        """Returns the connection for executors.
+
+        Raises:
+          LostError: If the worker does not answer.
+        """
         if not self.answers():
             raise LostError(f"The worker {self.address} does not answer.")
         return self._stub
@@ -208,15 +220,15 @@ class RemoteWorker:
         try:
             self._ask(b"", timeout=timeout)
         except grpc.RpcError as error:
-            # TFF's worker knows no health check. That it knows no such method is an answer, too.
+            # TFF's worker has no health check. An "unknown method" reply is an answer too.
             return None if error.code() is grpc.StatusCode.UNIMPLEMENTED else error.details()
         except ValueError:
-            return "the connection was ended"
+            return "the connection was closed"
         return None
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
-    """A connection that needs no worker to forget what a worker held: with a lost one it is gone."""
+    """A connection that may dispose of values on a lost worker: they are gone with it."""
 
     def dispose(self, request: Any) -> Any:
         with contextlib.suppress(grpc.RpcError, ValueError):
@@ -228,11 +240,11 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
 
 
 class LostError(runtime.WorkerError):
-    """A worker that does not answer any more, or none that does."""
+    """A worker does not answer any more, or no worker does."""
 
 
 class _Member:
-    """A worker of a cluster: computes one thing at a time, and notices when its worker is lost."""
+    """A worker of a cluster. It computes one thing at a time and notices when its worker is lost."""
 
     def __init__(
         self,
@@ -243,18 +255,18 @@ class _Member:
     ):
         self.worker = worker
         self.lost = False
-        self.lock = threading.Lock()  # Held while it computes.
+        self.lock = threading.Lock()  # Held during a computation.
         self._executor_factory_fn = executor_factory_fn
         self._report = report
         self._threads = threads
         self._begin()
 
     def _begin(self) -> None:
-        # Computations come compiled; see `_compile`.
+        # `_compile` has compiled the computations already.
         self._context = runtime.create_context(self._executor_factory_fn(self.worker), compiler_fn=None)
 
     async def invoke(self, computation: Any, argument: Any) -> Any:
-        # In a thread, since TFF's remote executors wait for their workers without letting others run.
+        # In a thread, since TFF's remote executors block the event loop while they wait for their workers.
         call = asyncio.ensure_future(self._in_thread(self._invoke, computation, argument))
         while not (await asyncio.wait({call}, timeout=_ASK_SECONDS))[0]:
             if not await self._in_thread(self.worker.answers):
@@ -278,11 +290,11 @@ class _Member:
             return self._context.invoke(computation, argument)
 
     async def find_again(self) -> None:
-        """Connects anew, without holding up others."""
+        """Reconnects without blocking the event loop."""
         await self._in_thread(self.find_again_now)
 
     def find_again_now(self) -> None:
-        """Connects anew."""
+        """Reconnects."""
         self.worker.disconnect()
         self.worker.connect()
         self._begin()
@@ -292,7 +304,7 @@ class _Member:
 
 
 class _Lane(tff.framework.AsyncContext):
-    """What TFF's context takes for one worker: a preferred member of the cluster, and the others if that is lost."""
+    """One worker in the eyes of TFF's context: a preferred member of the cluster, and the other members if that one is lost."""
 
     def __init__(self, members: Sequence[_Member], patience: float):
         self._members = members
