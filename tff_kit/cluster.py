@@ -324,22 +324,23 @@ class _Lane(tff.framework.AsyncContext):
                     return member
             if time.monotonic() > deadline:
                 addresses = ", ".join(sorted(member.worker.address for member in self._members))
-                raise LostError(f"Expected one of the workers {addresses} to answer, but for {self._patience:g} s none did.")
+                raise LostError(f"Expected one of the workers {addresses} to answer, but none did for {self._patience:g} s.")
             await asyncio.sleep(_ASK_SECONDS)
             for member in self._members:
                 await member.find_again()
 
 
 class ClusterContext(tff.framework.SyncContext):
-    """TFF's mergeable context over workers that may be lost, and that are used again when they answer again.
+    """TFF's mergeable context over workers that may be lost and come back.
 
     Args:
-      workers: Where to compute.
-      executor_factory_fn: Makes a worker's executor factory; such as the `for_worker` of a sizing executor factory.
-      whole_call: A context manager around each call; such as the `one_call` of a sizing executor factory.
-      patience: Seconds without any worker that answers until a call fails.
-      report: Called with a sentence when a worker was lost or answers again.
-      parts: In how many parts the clients are divided; at least as many as there are workers, which take the parts in turn.
+      workers: The workers to compute on.
+      executor_factory_fn: Makes a worker's executor factory, such as the `for_worker` of a sizing executor factory.
+      whole_call: Returns a context manager for each call, such as the `one_call` of a sizing executor factory.
+      patience: Seconds without any answering worker after which a call fails.
+      report: Called with a sentence when a worker is lost or answers again.
+      parts: Number of parts into which the clients are divided. The workers take the parts in turn. There are at least as many
+        parts as workers.
     """
 
     def __init__(
@@ -351,18 +352,22 @@ class ClusterContext(tff.framework.SyncContext):
         report: Callable[[str], None] = lambda line: None,
         parts: int = 1,
     ):
-        # Each worker has a call and a question whether it is still there.
+        # For each worker, one thread computes and one checks that it is alive.
         self._threads = futures.ThreadPoolExecutor(2 * len(workers), thread_name_prefix="tff-cluster")
         self._members = [_Member(worker, executor_factory_fn, report, self._threads) for worker in workers]
         self._whole_call = whole_call
-        # Each lane begins with another member, and what is left of a lost one goes to the next.
+        # Each lane prefers another member. The next member takes over the work of a lost one.
         lanes = [_Lane(self._members[i:] + self._members[:i], patience) for i in range(len(workers))]
         create = tff.framework.MergeableCompExecutionContext
         self._dividing = create(lanes, compiler_fn=_compile, num_subrounds=max(parts, len(workers)))
         self._undividing = create(lanes[:1], compiler_fn=_compile)
 
     def invoke(self, comp: Any, arg: Any = None) -> Any:
-        """Computes; raises `LostError` if no worker answers any more."""
+        """Runs a computation.
+
+        Raises:
+          LostError: If no worker answers any more.
+        """
         for member in self._members:
             if member.lost:
                 member.find_again_now()
@@ -370,15 +375,15 @@ class ClusterContext(tff.framework.SyncContext):
             try:
                 return (self._dividing if any(_divided(comp.type_signature.parameter)) else self._undividing).invoke(comp, arg)
             except BaseException as error:
-                if not isinstance(error, Exception):  # Such as Ctrl-C, which does not wait.
+                if not isinstance(error, Exception):  # Ctrl-C, for example, does not wait.
                     self._disconnect()
-                for member in self._members:  # When one part fails, others may still be under way.
+                for member in self._members:  # When one part fails, other parts may still be running.
                     with member.lock:
                         pass
                 raise
 
     def close(self) -> None:
-        """Ends all connections; the workers stay."""
+        """Closes all connections. The workers keep running."""
         self._disconnect()
         self._threads.shutdown(wait=False)
 
@@ -389,34 +394,37 @@ class ClusterContext(tff.framework.SyncContext):
 
 
 def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.MergeableCompForm:
-    """Compiles for the cluster, and each part for its workers, once for all of them."""
+    """Compiles a computation for the cluster, and its parts for the workers, once for all workers."""
     _check_order(computation.type_signature.parameter)
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     form = tff.backends.native.compile_to_mergeable_comp_form(simulated)
     up_to_merge, merge, after_merge = map(runtime.compile_native, (form.up_to_merge, form.merge, form.after_merge))
     _check_server_draws_nothing(up_to_merge)
-    # Compilers forget Python's containers, such as attrs classes.
+    # Compilers drop Python's containers, such as attrs classes, so the result's type is restored.
     result = tff.FunctionType(form.after_merge.type_signature.parameter, computation.type_signature.result)
     after_merge = tff.framework.ConcreteComputation.with_type(after_merge, result)
     return tff.framework.MergeableCompForm(up_to_merge=up_to_merge, merge=merge, after_merge=after_merge)
 
 
 def _divided(parameter: Optional[tff.Type]) -> list[bool]:
-    """Returns for each leaf of `parameter` whether each client has a value of its own there."""
+    """Returns, for each leaf of `parameter`, whether each client has its own value there."""
     if isinstance(parameter, tff.StructType):
         return [leaf for element in parameter.children() for leaf in _divided(element)]
     return [isinstance(parameter, tff.FederatedType) and parameter.placement is tff.CLIENTS and not parameter.all_equal]
 
 
 def _check_order(parameter: Optional[tff.Type]) -> None:
-    """Raises ValueError where TFF's context would give all workers the same clients: it looks at the last argument only."""
+    """Raises ValueError if TFF's context would give all workers the same clients: it looks at the last argument only."""
     divided = _divided(parameter)
     if any(divided) and not divided[-1]:
-        raise ValueError(f"Expected the clients' values behind the server's, to divide them among workers; found {parameter}.")
+        raise ValueError(
+            "Expected the clients' values as the last argument, so that they can be divided among the workers; "
+            f"found {parameter}. Reorder the arguments, or use one worker."
+        )
 
 
 def _check_server_draws_nothing(up_to_merge: tff.framework.ConcreteComputation) -> None:
-    """Raises ValueError if the server draws random numbers: each worker plays the server, and would draw others."""
+    """Raises ValueError if the server draws random numbers: each worker plays the server and would draw different ones."""
     function = tff.framework.to_call_dominant(up_to_merge.to_building_block())
     for _, call in function.result.locals:
         if not isinstance(call.function, tff.framework.Intrinsic) or call.function.uri not in _AT_SERVER:
@@ -428,6 +436,6 @@ def _check_server_draws_nothing(up_to_merge: tff.framework.ConcreteComputation) 
             drawn = sorted({node.op for node in nodes if _DRAWS.match(node.op)})
             if drawn:
                 raise ValueError(
-                    "Expected a server that draws no random numbers before it aggregates, since every worker would draw others; "
-                    f"found {', '.join(drawn)}. Tip: the encoders of tff_kit draw from seeds; this one works on one worker."
+                    "Expected a server that draws no random numbers before the aggregation, since every worker would draw "
+                    f"different ones; found {', '.join(drawn)}. Use one worker, or an encoder of tff_kit, which draws from a seed."
                 )
