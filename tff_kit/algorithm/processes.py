@@ -1,0 +1,436 @@
+"""Encoders become broadcast and aggregation processes, and these a federated averaging process.
+
+TensorFlow Federated removed the encoded broadcast in 0.38. Its encoded sum still exists, but reports nothing of what it
+does, sends every decoding parameter to the clients and back, and starts a minimum over clients at zero. Both are built
+here of TFF's own parts, under the names they had, with two measurements each:
+
+* `bits_per_client`, float64: the payload of one client's message, side information included. For the mean, the average
+  over clients. The sizing executor counts these bits too, and the few scalars beside them.
+* `distortion`, float32: the squared error that encoding made, divided by the squared norm of what was encoded. For the
+  mean, over the messages of single clients; the error of their average is smaller.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Callable, Optional, Union
+
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
+
+from tff_kit import encoders
+
+ModelFn = Callable[[], tff.learning.models.VariableModel]
+OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
+_Modes = te.core.StateAggregationMode
+
+
+def build_federated_averaging_process(
+    model_fn: ModelFn,
+    client_optimizer_fn: OptimizerFn,
+    server_optimizer_fn: Optional[OptimizerFn] = None,
+    broadcast_process: Optional[tff.learning.templates.DistributionProcess] = None,
+    aggregation_process: Optional[tff.aggregators.WeightedAggregationFactory] = None,
+    weighted: bool = True,
+    metrics_aggregator: Optional[Callable[..., tff.Computation]] = None,
+) -> tff.learning.templates.LearningProcess:
+    """Builds federated averaging, weighted by the clients' numbers of examples, with encoded communication.
+
+    H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas: Communication-Efficient Learning of Deep Networks
+    from Decentralized Data. AISTATS 2017, arXiv 1602.05629.
+
+    A client whose update is not finite is left out of the mean; the measurement `aggregator/mean_weight/left_out`
+    counts such clients. When all are left out the model stays as it is.
+
+    Args:
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
+      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns
+        `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
+      server_optimizer_fn: Likewise. By default SGD with learning rate 1.
+      broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
+      aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.algorithm.privacy`. By default updates
+        are sent as they are.
+      weighted: Whether clients count by their numbers of examples, or all the same.
+      metrics_aggregator: Sums what clients measure, one of `tff.learning.metrics`; by default `sum_then_finalize`.
+
+    Returns:
+      A `tff.learning.templates.LearningProcess`: `initialize()` returns a state, `next(state, client_datasets)` trains a round on
+      a list of `tf.data.Dataset`s of batches, one a client, and returns a new state and metrics, `get_model_weights(state)`
+      returns the weights. Metrics have `client_work/train`, what the model measures, and the measurements of the
+      `distributor` and of the `aggregator`.
+
+    Raises:
+      TypeError: If an optimizer is neither of the above.
+    """
+    weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        model_fn,
+        client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
+        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        client_weighting=weighting,
+        model_distributor=broadcast_process,
+        model_aggregator=aggregation_process or build_mean_factory(),
+        metrics_aggregator=metrics_aggregator,
+        loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,  # Faster than a reduction, and equal to the bit.
+    )
+
+
+def build_encoded_broadcast_process_from_model(
+    model_fn: ModelFn,
+    encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder],
+    change_only: bool = False,
+    error_feedback: bool = False,
+) -> tff.learning.templates.DistributionProcess:
+    """Builds the process that sends the model's weights, encoded, from the server to the clients.
+
+    The server encodes once, all clients receive the same payload and decode it. The encoders' state lives on the server
+    and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
+    `distortion`, the squared error of the encoding over the squared norm of what was encoded.
+
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself. So a client
+    needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be sent stays in the
+    server's weights, and grows there with further updates.
+
+    With `error_feedback` what encoding lost in the round before is added to what is encoded, so that over the rounds all of it is
+    sent. That helps an encoder that would never send the small numbers, as coarse rounding. One that always leaves out
+    the same directions, as low rank, is better off without: what was lost adds up, and then goes out in excess. Feedback on the
+    server's side is due to K. Gruntkowska, A. Tyurin, P. Richtárik: EF21-P and Friends: Improved Theoretical Communication
+    Complexity for Distributed Optimization with Bidirectional Compression. ICML 2023, arXiv 2209.15218. There the clients
+    keep what they received; here they need not.
+
+    Args:
+      model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
+      encoder_fn: Returns the `SimpleEncoder` of a variable, trainable or not, given its `tf.TensorSpec`:
+        `tff_kit.build_broadcast_encoder_fn("uniform:8")`, or a function of one's own that ends in
+        `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
+      change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
+        wherever it is called, as the models here do when they are given a seed.
+      error_feedback: Whether to add what the last encoding lost.
+
+    Returns:
+      A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
+      `model_distributor` of TFF's own `tff.learning.algorithms`.
+
+    Raises:
+      TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
+    """
+    weights_type = _weights_type(model_fn)
+    specs = tff.types.type_to_tf_tensor_specs(weights_type)
+    encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+
+    def initial_weights():
+        return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
+
+    @tff.tensorflow.computation
+    def initial_state():
+        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if error_feedback else ()
+        return tuple(encoder.initial_state() for encoder in encoder_list), lost
+
+    @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
+    def encode(state, weights):
+        encoder_states, lost = state
+        flat = tf.nest.flatten(weights)
+        if change_only:
+            flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
+        if error_feedback:
+            flat = [x + y for x, y in zip(flat, lost)]
+        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
+        encoded = tuple(output[0] for output in outputs)
+        decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        measurements = collections.OrderedDict(
+            bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
+            distortion=_normalised(_squared_error_and_norm(flat, decoded)),
+        )
+        lost = tuple(x - y for x, y in zip(flat, decoded)) if error_feedback else ()
+        return (tuple(output[1] for output in outputs), lost), encoded, measurements
+
+    @tff.tensorflow.computation(encode.type_signature.result[1])
+    def decode(encoded):
+        flat = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        if change_only:
+            flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
+        return tf.nest.pack_sequence_as(specs, flat)
+
+    @tff.federated_computation
+    def initialize():
+        return tff.federated_eval(initial_state, tff.SERVER)
+
+    @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(weights_type, tff.SERVER))
+    def send(state, weights):
+        state, encoded, measurements = tff.federated_map(encode, (state, weights))
+        received = tff.federated_map(decode, tff.federated_broadcast(encoded))
+        return tff.templates.MeasuredProcessOutput(state, received, measurements)
+
+    return tff.learning.templates.DistributionProcess(initialize, send)
+
+
+def build_encoded_mean_process_from_model(
+    model_fn: ModelFn, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]
+) -> tff.aggregators.WeightedAggregationFactory:
+    """Builds the process that averages the clients' updates, each encoded on its way to the server.
+
+    Each client multiplies its update by its weight and encodes it; the server decodes, adds, and divides by the sum of
+    weights. The encoders' state lives on the server and is updated in each round with what the clients report.
+
+        process = tff_kit.build_federated_averaging_process(
+            model_fn,
+            client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+            aggregation_process=tff_kit.build_encoded_mean_process_from_model(
+                model_fn, tff_kit.build_mean_encoder_fn("uniform:8")
+            ),
+        )
+        state, metrics = process.next(process.initialize(), client_datasets)
+        metrics["aggregator"]["mean_value"]  # bits_per_client, distortion
+
+    `bits_per_client` is the payload of a client's message on average over clients, side information included; `distortion` is
+    the squared error of the clients' encodings over the squared norm of their updates.
+
+    Args:
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; its weights are checked to fit the encoders.
+      encoder_fn: Returns the `GatherEncoder` of a trainable variable, given its `tf.TensorSpec`, so that each may have another:
+        `tff_kit.build_mean_encoder_fn("uniform:8")`, or a function of one's own that ends in
+        `tensor_encoding`'s `te.encoders.as_gather_encoder(encoder, spec)`.
+
+    Returns:
+      A `tff.aggregators.WeightedAggregationFactory`, the `aggregation_process` of `build_federated_averaging_process` and the
+      `model_aggregator` of TFF's own `tff.learning.algorithms`.
+
+    Raises:
+      TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.
+    """
+    _make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
+    return build_mean_factory(_EncodedSumFactory(encoder_fn))
+
+
+def build_mean_factory(
+    value_sum_factory: Optional[tff.aggregators.UnweightedAggregationFactory] = None, secure: bool = False
+) -> tff.aggregators.MeanFactory:
+    """Builds the weighted mean whose updates `value_sum_factory` sums; `count_left_out` measures it.
+
+    Args:
+      value_sum_factory: By default updates are sent as they are.
+      secure: Whether to sum weights and counts securely.
+    """
+    return tff.aggregators.MeanFactory(value_sum_factory, _WeightSumFactory(secure), no_nan_division=True)
+
+
+def count_left_out(weight: Any, secure: bool = False) -> Any:
+    """Counts the clients whose weight is zero: TFF gives such a weight to an update that isn't finite, and makes the update zero.
+
+    Args:
+      weight: In a `tff.federated_computation`, the clients' weights.
+      secure: Whether to sum securely.
+    """
+
+    @tff.tensorflow.computation(weight.type_signature.member)
+    def is_zero(weight):
+        return tf.cast(tf.equal(weight, 0), tf.int32)
+
+    found = tff.federated_map(is_zero, weight)
+    return tff.federated_secure_sum_bitwidth(found, 1) if secure else tff.federated_sum(found)
+
+
+class _WeightSumFactory(tff.aggregators.UnweightedAggregationFactory):
+    """Sums the clients' weights and counts those that are zero."""
+
+    def __init__(self, secure: bool):
+        self._secure = secure
+
+    def create(self, value_type):
+        # The bounds of `tff.learning.secure_aggregator`: between them, whole numbers nearly stay so when they are rounded.
+        sums = tff.aggregators.SecureSumFactory(float(2**20 - 1), 0.0) if self._secure else tff.aggregators.SumFactory()
+        inner = sums.create(value_type)
+
+        @tff.federated_computation(inner.initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS))
+        def add(state, weight):
+            output = inner.next(state, weight)
+            measurements = tff.federated_zip(collections.OrderedDict(left_out=count_left_out(weight, self._secure)))
+            return tff.templates.MeasuredProcessOutput(output.state, output.result, measurements)
+
+        return tff.templates.AggregationProcess(inner.initialize, add)
+
+
+class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
+    """Sums encoded values and measures them."""
+
+    def __init__(self, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
+        self._encoder_fn = encoder_fn
+
+    def create(self, value_type):
+        codec = _GatherCodec(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
+        initial_state = tff.tensorflow.computation(codec.initial_state)
+        state_type = initial_state.type_signature.result
+        params = tff.tensorflow.computation(codec.params, state_type)
+        params_type = params.type_signature.result
+        encode = tff.tensorflow.computation(codec.encode, (value_type, params_type))
+        message_type = encode.type_signature.result
+        part = tff.tensorflow.computation(codec.decode, message_type)
+        part_specs = tff.types.type_to_tf_tensor_specs(part.type_signature.result)
+        zero = tff.tensorflow.computation(lambda: codec.zero(part_specs))
+        total_type = tff.types.tensorflow_to_type(codec.total_specs(part_specs))
+        accumulate = tff.tensorflow.computation(
+            lambda total, message: codec.merge(total, codec.decode(message)), (total_type, message_type)
+        )
+        merge = tff.tensorflow.computation(codec.merge, (total_type, total_type))
+        report = tff.tensorflow.computation(lambda total: total, total_type)
+        finish = tff.tensorflow.computation(codec.finish, (state_type, params_type, total_type))
+
+        @tff.federated_computation
+        def initialize():
+            return tff.federated_eval(initial_state, tff.SERVER)
+
+        @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(value_type, tff.CLIENTS))
+        def add(state, value):
+            server_params = tff.federated_map(params, state)
+            messages = tff.federated_map(encode, (value, tff.federated_broadcast(server_params)))
+            total = tff.federated_aggregate(messages, zero(), accumulate, merge, report)
+            state, result, measurements = tff.federated_map(finish, (state, server_params, total))
+            return tff.templates.MeasuredProcessOutput(state, result, measurements)
+
+        return tff.templates.AggregationProcess(initialize, add)
+
+
+class _GatherCodec:
+    """The steps of an encoded sum as TensorFlow functions: on the server, on a client, and between two partial sums.
+
+    A client's message decodes to a part, and parts add up to a total; both are a dict of the values as far as they are
+    decoded before the sum, what the clients report to the encoders' state, squared error and norm of their encodings,
+    payload bits, and the number of clients.
+    """
+
+    def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
+        self._specs = specs
+        self._encoders = _make_encoders(encoder_fn, specs, te.core.GatherEncoder)
+        self._modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in self._encoders]
+
+    def initial_state(self):
+        return tuple(encoder.initial_state() for encoder in self._encoders)
+
+    def params(self, state):
+        """Parameters of encoding, and of decoding before and after the sum."""
+        return tuple(encoder.get_params(s) for encoder, s in zip(self._encoders, state))
+
+    def encode(self, value, params):
+        """A client's message, with its encodings' squared error and norm."""
+        flat = tf.nest.flatten(value)
+        messages, decoded = [], []
+        for encoder, x, (encoding, before_sum, after_sum) in zip(self._encoders, flat, params):
+            encoded, state_update = encoder.encode(x, encoding)
+            # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
+            messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
+            part = encoder.decode_before_sum(encoded, before_sum)
+            decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
+        return tuple(messages), _squared_error_and_norm(flat, decoded)
+
+    def decode(self, message):
+        """A client's part."""
+        messages, error_and_norm = message
+        updates = (tf.nest.flatten(m["state_update"]) for m in messages)
+        return collections.OrderedDict(
+            values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(self._encoders, messages)),
+            state_updates=self._map_updates(lambda x, mode: x[tf.newaxis] if mode == _Modes.STACK else x, updates),
+            error_and_norm=error_and_norm,
+            bits=tf.cast(encoders.payload_bits(messages), tf.int64),
+            clients=tf.constant([1]),
+        )
+
+    def zero(self, part_specs):
+        """The total of no client."""
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), part_specs)
+        zeros["state_updates"] = self._map_updates(_no_update, part_specs["state_updates"])
+        return zeros
+
+    def total_specs(self, part_specs):
+        """The `tf.TensorSpec`s of a total: where updates are stacked, of any number of clients."""
+        stacked = self._map_updates(
+            lambda spec, mode: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec,
+            part_specs["state_updates"],
+        )
+        return collections.OrderedDict(part_specs, state_updates=stacked)
+
+    def merge(self, a, b):
+        """The sum of two totals."""
+        merged = collections.OrderedDict(
+            (key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a if key != "state_updates"
+        )
+        pairs = (tuple(zip(x, y)) for x, y in zip(a["state_updates"], b["state_updates"]))
+        merged["state_updates"] = self._map_updates(_merge_update, pairs)
+        return collections.OrderedDict((key, merged[key]) for key in a)
+
+    def finish(self, state, params, total):
+        """The new state, the sum, and the measurements."""
+        values = [
+            encoder.decode_after_sum(value, after_sum, total["clients"])
+            for encoder, value, (_, _, after_sum) in zip(self._encoders, total["values"], params)
+        ]
+        new_state = tuple(
+            encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
+            for encoder, s, update in zip(self._encoders, state, total["state_updates"])
+        )
+        measurements = collections.OrderedDict(
+            bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
+            distortion=_normalised(total["error_and_norm"]),
+        )
+        return new_state, tf.nest.pack_sequence_as(self._specs, values), measurements
+
+    def _map_updates(self, function, updates):
+        return tuple(tuple(map(function, x, modes)) for x, modes in zip(updates, self._modes))
+
+
+def _no_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
+    if mode == _Modes.STACK:
+        return tf.zeros([0, *spec.shape[1:]], spec.dtype)
+    return tf.fill(spec.shape, tf.cast({_Modes.SUM: 0, _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode], spec.dtype))
+
+
+def _merge_update(pair: tuple[tf.Tensor, tf.Tensor], mode: te.core.StateAggregationMode) -> tf.Tensor:
+    if mode == _Modes.STACK:
+        return tf.concat(pair, axis=0)
+    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](*pair)
+
+
+def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
+    made = [encoder_fn(spec) for spec in tf.nest.flatten(specs)]
+    for encoder in made:
+        if not isinstance(encoder, expected):
+            raise TypeError(
+                f"Expected encoder_fn to return a {expected.__name__}, found {type(encoder).__name__}. "
+                "Tip: a broadcast takes a SimpleEncoder (te.encoders.as_simple_encoder), a mean a GatherEncoder "
+                "(te.encoders.as_gather_encoder)."
+            )
+    return made
+
+
+def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
+    # Half the sum of squares is one operation, which makes no tensor of the squares.
+    error = sum(2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in zip(values, decoded))
+    norm = sum(2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in values)
+    return tf.stack([error, norm])
+
+
+def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
+    return tf.math.divide_no_nan(error_and_norm[0], error_and_norm[1])
+
+
+def _weights_type(model_fn: ModelFn) -> tff.Type:
+    with tf.Graph().as_default():
+        return tff.learning.models.weights_type_from_model(model_fn())
+
+
+def _as_tff_optimizer(optimizer_fn: OptimizerFn) -> tff.learning.optimizers.Optimizer:
+    if isinstance(optimizer_fn, tff.learning.optimizers.Optimizer):
+        return optimizer_fn
+    optimizer = optimizer_fn() if callable(optimizer_fn) else optimizer_fn
+    if isinstance(optimizer, tff.learning.optimizers.Optimizer):
+        return optimizer
+    if isinstance(optimizer, tf.keras.optimizers.SGD) and not optimizer.nesterov:
+        return tff.learning.optimizers.build_sgdm(float(optimizer.learning_rate), float(optimizer.momentum) or None)
+    if isinstance(optimizer, tf.keras.optimizers.Adam) and not optimizer.amsgrad:
+        return tff.learning.optimizers.build_adam(
+            float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
+        )
+    raise TypeError(
+        "Expected an optimizer of tff.learning.optimizers, tf.keras.optimizers.SGD or Adam, or a function that returns "
+        f"one; found {optimizer!r}. Tip: tff.learning.optimizers has what TFF can run on clients."
+    )

@@ -1,0 +1,240 @@
+"""Embeddings on disk: what the frozen encoder made of every clip, once, for clients to train on in every round.
+
+A store is a folder:
+
+    store.json                    what it is of, and which files it has: the fields of `Store`
+    clients/<id>.labels           one byte a clip
+    clients/<id>/000000, ...      the embeddings of one clip a file, numbered in the labels' order
+    validation.labels, ...        the same for the held-out speakers
+    test.labels, ...
+
+A worker reads the clips that it trains on, in the order in which it draws them, and no others, by TensorFlow's own
+operations; its memory holds a few batches however large the store is. That is why a clip is a file: no such operation reads
+from the middle of one (`FixedLengthRecordDataset` reads through the header that it skips, which for a client of 160 clips made
+a clip cost eight times as much). A file is
+
+    float16   positions x width float16
+    int8      positions float16 steps, then positions x width int8: value = step of its position x int8
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from tff_kit.datasets.federated import DataError
+
+VERSION = 1
+DTYPES = ("float16", "int8")
+DIGITS = 6  # of a clip's number in its file's name
+_DESCRIPTION = "store.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """What a store is of.
+
+    Attributes:
+      folder: Where it is.
+      name: What the data is, in a few words.
+      model: The hub id or folder name of the encoder.
+      weights_sha256: Of the encoder's weights.
+      window: The sound that the encoder was given, as the encoder calls it, such as "30s".
+      positions: Embeddings a clip.
+      width: Of an embedding.
+      dtype: "float16" or "int8".
+      speakers_per_client: How many speakers a client has.
+      clips_sha256: Of all clips' names, crops, labels and alterations in order: equal for equal data.
+      clips: The number of clips in each folder of them, in the order in which they are written.
+      copies: Altered copies of each training clip among them.
+      notes: Sentences that a user should read before trusting a result on this data.
+      relative_error: What storing costs: the norm of (stored - computed) divided by that of computed, over up to 64 clips
+        read back from the finished store; `None` while it is not finished.
+      version: Of this layout.
+    """
+
+    folder: pathlib.Path
+    name: str
+    model: str
+    weights_sha256: str
+    window: str
+    positions: int
+    width: int
+    dtype: str
+    speakers_per_client: int
+    clips_sha256: str
+    clips: Mapping[str, int]
+    copies: int = 0
+    notes: Sequence[str] = ()
+    relative_error: Optional[float] = None
+    version: int = VERSION
+
+    @property
+    def record_bytes(self) -> int:
+        """The size of one clip's file."""
+        return record_bytes(self.positions, self.width, self.dtype)
+
+    @property
+    def num_clips(self) -> int:
+        """How many clips there are in all folders."""
+        return sum(self.clips.values())
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """All clients, also those with too few clips to train."""
+        return tuple(name.split("/")[1] for name in self.clips if name.startswith("clients/"))
+
+    def labels(self, name: str) -> np.ndarray:
+        """The labels of one folder of clips, such as "clients/0000" or "test"."""
+        return np.fromfile(self.folder / f"{name}.labels", np.uint8)
+
+    @property
+    def client_labels(self) -> dict[str, np.ndarray]:
+        """The labels of each client's clips."""
+        return {client: self.labels(f"clients/{client}") for client in self.client_ids}
+
+
+def record_bytes(positions: int, width: int, dtype: str) -> int:
+    """Returns the bytes that one clip takes."""
+    check_dtype(dtype)
+    return positions * width * 2 if dtype == "float16" else positions * (2 + width)
+
+
+def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256: Optional[str] = None) -> Store:
+    """Returns what the finished store in `folder` is of.
+
+    Args:
+      folder: Where the store is.
+      window: The window that the store must have been made with; `None` for any.
+      weights_sha256: The encoder that the store must have been made with; `None` for any.
+
+    Raises:
+      DataError: If there is no store, it is not finished or has been changed, or is of another encoder or window.
+    """
+    store = read_description(pathlib.Path(folder))
+    if store is None:
+        raise DataError(
+            f"Expected a store of embeddings in {folder}, found none. Make it of a folder of Speech Commands with make "
+            "embeddings SPEECH=FOLDER STORE=FOLDER (python -m tff_kit embed), or try everything on synthetic embeddings with "
+            "STORE=demo (--data demo)."
+        )
+    for name, count in store.clips.items():
+        _check_size(store, pathlib.Path(f"{name}.labels"), count)
+    done = count_done(store)
+    if store.relative_error is None:
+        raise DataError(
+            f"Expected a finished store in {folder}, found {done:,} of {store.num_clips:,} clips in it. Run the same embed "
+            "command again: it goes on where it stopped."
+        )
+    if done < store.num_clips:
+        path = clip_files(store)[done].relative_to(store.folder)
+        _check_size(store, path, store.record_bytes)
+    if window is not None and window != store.window:
+        raise DataError(
+            f"Expected a store of the {window} window, found {folder} with the {store.window} window, {store.positions} "
+            "positions. Choose the store that fits, or make one."
+        )
+    if weights_sha256 is not None and weights_sha256 != store.weights_sha256:
+        raise DataError(
+            f"Expected a store made by the encoder with weights {weights_sha256[:12]}, found {folder} made by {store.model} with "
+            f"weights {store.weights_sha256[:12]}. A head only fits the encoder it was trained on."
+        )
+    return store
+
+
+def clip_files(store: Store) -> list[pathlib.Path]:
+    """Returns the file of each clip in the order in which they are written."""
+    return [store.folder / name / f"{number:0{DIGITS}d}" for name, count in store.clips.items() for number in range(count)]
+
+
+def count_done(store: Store) -> int:
+    """Returns how many clips are whole, counted up to the first that is not."""
+    done = 0
+    for name, count in store.clips.items():
+        folder = store.folder / name
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)} if folder.is_dir() else {}
+        for number in range(count):
+            if sizes.get(f"{number:0{DIGITS}d}") != store.record_bytes:
+                return done
+            done += 1
+    return done
+
+
+def decode(store: Store, raw: tf.Tensor) -> tf.Tensor:
+    """Turns clips' files, string [n], into embeddings, float32 [n, positions, width], by operations that a worker has."""
+    shape = [-1, store.positions, store.width]
+    if store.dtype == "float16":
+        return tf.reshape(tf.cast(tf.io.decode_raw(raw, tf.float16), tf.float32), shape)
+    values = tf.io.decode_raw(raw, tf.int8)
+    steps = tf.bitcast(tf.reshape(values[:, : 2 * store.positions], [-1, store.positions, 1, 2]), tf.float16)
+    return tf.cast(tf.reshape(values[:, 2 * store.positions :], shape), tf.float32) * tf.cast(steps, tf.float32)
+
+
+def encode(embeddings: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns the records of a batch, uint8 [batch, record_bytes]."""
+    largest = np.abs(embeddings).max(axis=-1, keepdims=True)
+    if not largest.max() < np.finfo(np.float16).max:  # also when it is not a number
+        raise DataError(f"Expected embeddings that float16 can hold, found a largest element of {largest.max()}.")
+    if dtype == "float16":
+        return embeddings.astype("<f2").reshape(len(embeddings), -1).view(np.uint8)
+    steps = (largest / 127).astype("<f2")
+    values = np.rint(embeddings / np.maximum(steps.astype(np.float32), np.finfo(np.float32).tiny)).clip(-127, 127).astype(np.int8)
+    flat = [steps.reshape(len(embeddings), -1).view(np.uint8), values.reshape(len(embeddings), -1).view(np.uint8)]
+    return np.concatenate(flat, axis=1)
+
+
+def write_description(store: Store) -> None:
+    """Writes `store.json`, all of it or nothing."""
+    fields = {f.name: getattr(store, f.name) for f in dataclasses.fields(store) if f.name != "folder"}
+    new = store.folder / f"{_DESCRIPTION}.new"
+    with open(new, "w") as file:
+        json.dump({**fields, "complete": store.relative_error is not None}, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, store.folder / _DESCRIPTION)
+
+
+def read_description(folder: pathlib.Path) -> Optional[Store]:
+    """Returns what `store.json` says, `None` without one; raises `DataError` if it is not of this version, or damaged."""
+    path = folder / _DESCRIPTION
+    if not path.is_file():
+        return None
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        version = fields["version"]
+        if version == VERSION:
+            del fields["complete"]
+            store = Store(folder=folder, **{**fields, "notes": tuple(fields["notes"])})
+            check_dtype(store.dtype)
+            return store
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"Expected the description of a store in {path}, found something else: {error!r}. Make the store anew."
+        ) from error
+    raise DataError(f"Expected a store of version {VERSION} in {folder}, found version {version}. Make it anew.")
+
+
+def _check_size(store: Store, name: os.PathLike, expected: int) -> None:
+    found = _size(store.folder / name)
+    if found != expected:
+        raise DataError(
+            f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed; make it anew."
+        )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises `ValueError` for a dtype that no store has."""
+    if dtype not in DTYPES:
+        raise ValueError(f"Expected a dtype of {' or '.join(DTYPES)}, found {dtype!r}.")
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

@@ -1,0 +1,190 @@
+"""Rounds of federated averaging: sampling, evaluation, checkpoints, logs. The only training loop there is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, Optional, Union
+
+import grpc
+import nest_asyncio
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from rich.console import Console
+
+from tff_kit.algorithm import assembly, privacy
+from tff_kit.datasets import FederatedDataset
+from tff_kit.experiment import Experiment
+from tff_kit.runtime import cluster, sizing
+from tff_kit.training import logs, memory, participation, report, runs
+from tff_kit.training.evaluation import compiled, evaluate_model
+
+_KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
+
+
+def train(
+    experiment: Experiment,
+    logdir: Optional[Union[str, pathlib.Path]] = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Optional[Console] = None,
+    machines: cluster.Machines = cluster.ONE_MACHINE,
+) -> runs.RunDirectory:
+    """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
+
+    Args:
+      experiment: The settings.
+      logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
+      resume: Go on with a run that was stopped or killed, from its last checkpoint.
+      overwrite: Replace a run in `logdir`.
+      console: Where to report progress; by default standard output.
+      machines: Where to compute; by default on a worker process of this machine that ends with the training.
+
+    Returns:
+      The run directory; `tff_kit.training.runs` says what is in it.
+
+    Raises:
+      tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
+      tff_kit.training.runs.RunError: If `logdir` can't be used as asked, or a round can't be computed.
+      tff_kit.runtime.WorkerError: If a worker can't be started or does not answer.
+    """
+    console = console or Console()
+    data = experiment.load_data()
+    sampled = experiment.clients_per_round(data)
+    path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
+    with runs.open_run(path, experiment, resume, overwrite) as run:
+        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
+        what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
+        report.print_heading(console, what, data, run.path)
+        accountant = assembly.build_accountant(experiment, data)
+        if accountant:
+            report.print_note(console, accountant.describe(experiment.rounds))
+        with contextlib.ExitStack() as stack:
+            note = functools.partial(report.print_note, console)
+            context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
+            stack.enter_context(tff.framework.get_context_stack().install(context))
+            _Training(experiment, data, run, sizes, accountant, console).run()
+    return run
+
+
+class _Training:
+    """One run: the process, its state, and where it reports to."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: FederatedDataset,
+        run: runs.RunDirectory,
+        sizes: sizing.SizingExecutorFactory,
+        accountant: Optional[privacy.Accountant],
+        console: Console,
+    ):
+        nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
+        self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
+        self._process = assembly.build_process(experiment, data)
+        self._accountant = accountant
+        # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
+        self._model = compiled(experiment.build_model(), experiment)
+        self._metrics = [(metric.name, metric.build().name) for metric in experiment.metrics()]
+        self._checkpoints = tff.program.FileProgramStateManager(
+            run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
+        )
+        self._logs = logs.Logs(run, experiment, data)
+
+    def run(self) -> None:
+        state, first, spent = self._start()
+        with report.Progress(self._console, self._experiment, done=first) as progress, memory.given_back() as give_back:
+            for round_num in range(first + 1, self._experiment.rounds + 1):
+                state, row = self._round(state, round_num, spent)
+                self._logs.write(row)
+                if row["test_loss"] is not None:
+                    self._save(state, round_num, row)
+                    give_back()
+                progress.show(row)
+        self._put_weights(state)
+        self._model.save(self._run.model)
+        report.print_table(self._console, self._experiment, self._data, self._run)
+
+    def _start(self) -> tuple[Any, int, np.ndarray]:
+        """Returns the state to go on from, the number of rounds done, and the bits spent in them, down and up."""
+        state = self._process.initialize()
+        weights = tff.learning.models.ModelWeights.from_model(self._model)
+        state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
+        spent = np.zeros(2, np.int64)
+        versions = asyncio.run(self._checkpoints.get_versions())
+        if not versions:
+            self._logs.clear()
+            return state, 0, spent
+        # Kept as a flat list: TensorFlow's SavedModel takes tuples and dicts for its own, and gives others back.
+        leaves = [*tf.nest.flatten(state), spent]
+        try:
+            saved = asyncio.run(self._checkpoints.load(versions[-1], leaves))
+            same = [np.shape(leaf) for leaf in leaves] == [np.shape(leaf) for leaf in saved]
+        except ValueError:  # Another number of tensors.
+            same = False
+        if not same:
+            raise runs.RunError(
+                f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
+                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir."
+            )
+        return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
+
+    def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        experiment = self._experiment
+        count = experiment.clients_per_round(self._data)
+        clients = participation.sample_clients(self._data.client_ids, count, round_num, experiment.seed)
+        seeds = participation.client_seeds(count, round_num, experiment.seed)
+        dropped, late = participation.draw_missing(experiment, round_num, count)
+        heard = ~dropped & ~late
+        began = time.monotonic()
+        try:
+            state, metrics = self._process.next(state, [x for x, is_heard in zip(zip(clients, seeds), heard) if is_heard])
+        except cluster.LostError as error:
+            advice = f"The run goes on with --resume --logdir {self._run.path}"
+            raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
+        except grpc.RpcError as error:
+            why = error.details() if isinstance(error, grpc.Call) else error
+            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
+            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
+        seconds = time.monotonic() - began
+        self._sizes.add_receivers(int(late.sum()))
+        sizes = self._sizes.get_size_info()
+        train = metrics["client_work"]["train"]
+        # An aggregation of one's own measures what it likes.
+        aggregator = metrics["aggregator"] if isinstance(metrics["aggregator"], Mapping) else {}
+        mean, weight = aggregator.get("mean_value") or {}, aggregator.get("mean_weight") or {}
+        row = {
+            "round": round_num,
+            "train_loss": train["loss"],
+            **{f"train_{name}": train[keras_name] for name, keras_name in self._metrics},
+            "test_loss": None,
+            **{f"test_{name}": None for name, _ in self._metrics},
+            "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
+            "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
+            "seconds": seconds,
+            "broadcast_distortion": metrics["distributor"]["distortion"],
+            "aggregate_distortion": mean.get("distortion"),  # None where nothing is encoded: of secure sums and noisy ones.
+            "clients_dropped": int(dropped.sum()),
+            "clients_late": int(late.sum()),
+            "clients_left_out": weight.get("left_out"),
+            "clipping_norm": mean.get("clipping_norm"),
+            "epsilon": self._accountant and self._accountant.epsilon(round_num),
+        }
+        if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
+            self._put_weights(state)
+            tested = evaluate_model(self._model, self._data.test, experiment)
+            row.update({f"test_{name}": value for name, value in tested.items() if name != "examples"})
+        return state, row
+
+    def _put_weights(self, state: Any) -> None:
+        self._process.get_model_weights(state).assign_weights_to(self._model)
+
+    def _save(self, state: Any, round_num: int, row: dict[str, Any]) -> None:
+        spent = np.array([row["broadcast_bits"], row["aggregate_bits"]], np.int64)
+        asyncio.run(self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num))
