@@ -203,9 +203,7 @@ def _load(folder: pathlib.Path):
         transformers.logging.set_verbosity(before)
     missing = [name for name in info["missing_keys"] if "encoder" in name.split("/")[0].split(".") or "/encoder/" in name]
     if missing or info["mismatched_keys"]:
-        raise DataError(
-            f"Expected all weights of the encoder in {folder}, found none for {missing or info['mismatched_keys']}."
-        )
+        raise DataError(f"Expected all weights of the encoder in {folder}, found none for {missing or info['mismatched_keys']}.")
     return config, model.model.encoder
 
 
