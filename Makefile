@@ -19,7 +19,7 @@ INSTALLED := .venv/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd bench-peers requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint tables results results-quick bench bench-rd bench-peers requirements clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -64,8 +64,11 @@ run-notebooks: setup ## Executes the notebooks at full size and keeps their outp
 test: setup ## Runs all tests.
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
-lint: setup ## Checks style and types.
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+lint: setup ## Checks style, types and the documents' tables.
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m benchmarks.tables --check
+
+tables: setup ## Writes the documents' tables from the files in results/.
+	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
 bench: setup ## Measures round time and memory, in pairs.
 	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
