@@ -31,6 +31,7 @@ A setting is a flag on the command line and a field in Python: `--client-lr 0.1`
 A run directory's `settings.json` has all of them. `python -m tff_kit train emnist --help` prints the same texts.
 
 The defaults are those of the text that a task is taken from. A task may have other defaults; its section lists them.
+A setting that is off or on has a flag that switches it: `--secure` switches on, `--no-weighted` switches off.
 """
 _GROUPS = (
     ("Length and evaluation", experiment.Experiment),
@@ -74,14 +75,14 @@ def _table(settings: type, fields: Iterable[dataclasses.Field]) -> str:
 
 def _flag(field: dataclasses.Field) -> str:
     name = field.name.replace("_", "-")
-    return f"`--{name}`, `--no-{name}`" if isinstance(field.default, bool) else f"`--{name}`"
+    return f"`--no-{name}`" if field.default is True else f"`--{name}`"
 
 
 def _default(field: dataclasses.Field) -> str:
     if field.default is None or field.default == "":
         return "none"
     if isinstance(field.default, bool):
-        return "yes" if field.default else "no"
+        return "on" if field.default else "off"
     return f"`{field.default}`"
 
 
