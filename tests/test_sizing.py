@@ -225,7 +225,7 @@ def test_select_is_named_as_not_counted(environment, caplog):
         return tff.federated_select(keys, tff.federated_value(3, tff.SERVER), table, pick)
 
     run([np.array([1], np.int32)], np.array([7, 8, 9], np.int32))
-    assert "federated_select sends is not counted" in caplog.text
+    assert "federated_select sends are not counted" in caplog.text
 
 
 def test_an_environment_counts_from_its_own_beginning(environment):
