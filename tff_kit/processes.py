@@ -13,16 +13,16 @@ here of TFF's own parts, under the names they had, with two measurements each:
 from __future__ import annotations
 
 import collections
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders
+from tff_kit.optimizers import OptimizerFn, as_tff_optimizer
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
-OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
 _Modes = te.core.StateAggregationMode
 
 
@@ -45,8 +45,8 @@ def build_federated_averaging_process(
 
     Args:
       model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
-      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns
-        `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
+      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns a Keras optimizer of
+        which TFF has the equivalent, as `tff_kit.optimizers.as_tff_optimizer` explains.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.privacy`. By default updates are sent
@@ -61,13 +61,13 @@ def build_federated_averaging_process(
       `distributor` and of the `aggregator`.
 
     Raises:
-      TypeError: If an optimizer is neither of the above.
+      TypeError: If an optimizer is neither of the above, or has an option that TFF's has not.
     """
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
     return tff.learning.algorithms.build_weighted_fed_avg(
         model_fn,
-        client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
-        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        client_optimizer_fn=as_tff_optimizer(client_optimizer_fn),
+        server_optimizer_fn=None if server_optimizer_fn is None else as_tff_optimizer(server_optimizer_fn),
         client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or build_mean_factory(),
@@ -416,21 +416,3 @@ def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
 def _weights_type(model_fn: ModelFn) -> tff.Type:
     with tf.Graph().as_default():
         return tff.learning.models.weights_type_from_model(model_fn())
-
-
-def _as_tff_optimizer(optimizer_fn: OptimizerFn) -> tff.learning.optimizers.Optimizer:
-    if isinstance(optimizer_fn, tff.learning.optimizers.Optimizer):
-        return optimizer_fn
-    optimizer = optimizer_fn() if callable(optimizer_fn) else optimizer_fn
-    if isinstance(optimizer, tff.learning.optimizers.Optimizer):
-        return optimizer
-    if isinstance(optimizer, tf.keras.optimizers.SGD) and not optimizer.nesterov:
-        return tff.learning.optimizers.build_sgdm(float(optimizer.learning_rate), float(optimizer.momentum) or None)
-    if isinstance(optimizer, tf.keras.optimizers.Adam) and not optimizer.amsgrad:
-        return tff.learning.optimizers.build_adam(
-            float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
-        )
-    raise TypeError(
-        "Expected an optimizer of tff.learning.optimizers, tf.keras.optimizers.SGD or Adam, or a function that returns "
-        f"one; found {optimizer!r}. Tip: tff.learning.optimizers has what TFF can run on clients."
-    )
