@@ -19,7 +19,7 @@ class FederatedDataset:
     Attributes:
       name: What the data is, in a few words; stands in the terminal, in settings and in every figure's title.
       client_ids: The clients that have training examples.
-      client_dataset: From a client's id, a string tensor, and a seed, an int64 tensor, to the client's training batches
+      client_dataset: From a client's id, a string tensor in UTF-8, and a seed, an int64 tensor, to the client's training batches
         of `(inputs, labels)` in one round, shuffled by the seed. Made of TensorFlow operations only, since the worker
         runs it: what travels to the worker is the id and the seed, not the data.
       test: Batches of `(inputs, labels)` of the held-out examples, always in the same order.
