@@ -13,8 +13,10 @@ here of TFF's own parts, under the names they had, with two measurements each:
 from __future__ import annotations
 
 import collections
-from typing import Any, Callable, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
@@ -22,7 +24,7 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 from tff_kit import encoders
 from tff_kit.optimizers import OptimizerFn, as_tff_optimizer
 
-ModelFn = Callable[[], tff.learning.models.VariableModel]
+ModelFn = Union[Callable[[], tff.learning.models.VariableModel], tff.learning.models.FunctionalModel]
 _Modes = te.core.StateAggregationMode
 
 
@@ -44,7 +46,7 @@ def build_federated_averaging_process(
     counts such clients. When all are left out the model stays as it is.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; or a `tff.learning.models.FunctionalModel`.
       client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns a Keras optimizer of
         which TFF has the equivalent, as `tff_kit.optimizers.as_tff_optimizer` explains.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
@@ -81,6 +83,7 @@ def build_encoded_broadcast_process_from_model(
     encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder],
     change_only: bool = False,
     error_feedback: bool = False,
+    initial_weights: Optional[tff.learning.models.ModelWeights] = None,
 ) -> tff.learning.templates.DistributionProcess:
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
@@ -88,9 +91,9 @@ def build_encoded_broadcast_process_from_model(
     and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
     `distortion`, the squared error of the encoding over the squared norm of what was encoded.
 
-    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself. So a client
-    needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be sent stays in the
-    server's weights, and grows there with further updates.
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself or has received
+    before. So a client needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be
+    sent stays in the server's weights, and grows there with further updates.
 
     With `error_feedback` what encoding lost in the round before is added to what is encoded, so that over the rounds all of it is
     sent. That helps an encoder that would never send the small numbers, as coarse rounding. One that always leaves out
@@ -100,13 +103,16 @@ def build_encoded_broadcast_process_from_model(
     keep what they received; here they need not.
 
     Args:
-      model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
+      model_fn: Returns a `tff.learning.models.VariableModel`, or is a `tff.learning.models.FunctionalModel`; tells which weights
+        there are.
       encoder_fn: Returns the `SimpleEncoder` of a variable, trainable or not, given its `tf.TensorSpec`:
         `tff_kit.build_broadcast_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
-      change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
-        wherever it is called, as the models here do when they are given a seed.
+      change_only: Whether to send the difference from the initial weights.
       error_feedback: Whether to add what the last encoding lost.
+      initial_weights: With `change_only`, the weights that every client has, as arrays. How they came there is not counted here:
+        `SizingExecutorFactory.add_received` counts it. By default those that `model_fn` draws, which must be the same in every
+        call, as those of a model with seeded initializers are.
 
     Returns:
       A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
@@ -114,13 +120,19 @@ def build_encoded_broadcast_process_from_model(
 
     Raises:
       TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
+      ValueError: If `model_fn` draws other weights with each call, and no `initial_weights` say which ones clients have.
     """
     weights_type = _weights_type(model_fn)
     specs = tff.types.type_to_tf_tensor_specs(weights_type)
     encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+    if change_only and initial_weights is None and not draws_weights(model_fn):
+        raise ValueError(
+            "Expected model_fn to draw the same weights in every call, since clients draw the ones whose change they receive; "
+            "found others. Give the initializers of its layers a seed, or pass `initial_weights`."
+        )
 
-    def initial_weights():
-        return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
+    def of_clients():
+        return [tf.convert_to_tensor(x) for x in tf.nest.flatten(initial_weights or _make_weights(model_fn))]
 
     @tff.tensorflow.computation
     def initial_state():
@@ -132,9 +144,9 @@ def build_encoded_broadcast_process_from_model(
         encoder_states, lost = state
         flat = tf.nest.flatten(weights)
         if change_only:
-            flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
+            flat = _map_floats(tf.subtract, flat, of_clients())
         if error_feedback:
-            flat = [x + y for x, y in zip(flat, lost)]
+            flat = _map_floats(tf.add, flat, lost)
         outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
         encoded = tuple(output[0] for output in outputs)
         decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
@@ -142,14 +154,14 @@ def build_encoded_broadcast_process_from_model(
             bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
             distortion=_normalised(_squared_error_and_norm(flat, decoded)),
         )
-        lost = tuple(x - y for x, y in zip(flat, decoded)) if error_feedback else ()
+        lost = tuple(_map_floats(tf.subtract, flat, decoded)) if error_feedback else ()
         return (tuple(output[1] for output in outputs), lost), encoded, measurements
 
     @tff.tensorflow.computation(encode.type_signature.result[1])
     def decode(encoded):
         flat = [e.decode(x) for e, x in zip(encoder_list, encoded)]
         if change_only:
-            flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
+            flat = _map_floats(tf.add, flat, of_clients())
         return tf.nest.pack_sequence_as(specs, flat)
 
     @tff.federated_computation
@@ -187,7 +199,8 @@ def build_encoded_mean_process_from_model(
     the squared error of the clients' encodings over the squared norm of their updates.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; its weights are checked to fit the encoders.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call, or is a `tff.learning.models.FunctionalModel`;
+        its weights are checked to fit the encoders.
       encoder_fn: Returns the `GatherEncoder` of a trainable variable, given its `tf.TensorSpec`, so that each may have another:
         `tff_kit.build_mean_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_gather_encoder(encoder, spec)`.
@@ -402,10 +415,16 @@ def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
     return made
 
 
-def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
+def _map_floats(function: Callable, values: Sequence[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Maps pairs of floats; of counters, states and flags, which travel as they are, it returns the first."""
+    return [function(x, y) if x.dtype.is_floating else x for x, y in zip(values, others)]
+
+
+def _squared_error_and_norm(values: Sequence[tf.Tensor], decoded: Sequence[tf.Tensor]) -> tf.Tensor:
     # Half the sum of squares is one operation, which makes no tensor of the squares.
-    error = sum(2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in zip(values, decoded))
-    norm = sum(2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in values)
+    floats = [(x, y) for x, y in zip(values, decoded) if x.dtype.is_floating]
+    error = sum((2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in floats), tf.constant(0.0))
+    norm = sum((2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x, _ in floats), tf.constant(0.0))
     return tf.stack([error, norm])
 
 
@@ -413,6 +432,31 @@ def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(error_and_norm[0], error_and_norm[1])
 
 
+def draws_weights(model_fn: ModelFn, weights: Optional[tff.learning.models.ModelWeights] = None) -> bool:
+    """Returns whether each call of `model_fn` inside TFF draws the same weights, and where `weights` are given, just those.
+
+    It does where all initializers have a seed or are constant; not where weights are drawn without one, or are loaded into the
+    model after it was made.
+    """
+    drawn = [_draw_weights(model_fn) for _ in range(2)]
+    expected = drawn[0] if weights is None else tf.nest.flatten(weights)
+    return all(np.array_equal(x, y) for found in drawn for x, y in zip(expected, found))
+
+
+def _draw_weights(model_fn: ModelFn) -> list[np.ndarray]:
+    with tf.Graph().as_default() as graph:
+        weights = tf.nest.flatten(_make_weights(model_fn))
+        with tf.compat.v1.Session(graph=graph) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            return session.run(weights)
+
+
+def _make_weights(model_fn: ModelFn) -> tff.learning.models.ModelWeights:
+    if not isinstance(model_fn, tff.learning.models.FunctionalModel):
+        return tff.learning.models.ModelWeights.from_model(model_fn())
+    trainable, non_trainable = model_fn.initial_weights
+    return tff.learning.models.ModelWeights(*(tuple(map(tf.convert_to_tensor, part)) for part in (trainable, non_trainable)))
+
+
 def _weights_type(model_fn: ModelFn) -> tff.Type:
-    with tf.Graph().as_default():
-        return tff.learning.models.weights_type_from_model(model_fn())
+    return tff.tensorflow.computation(lambda: _make_weights(model_fn)).type_signature.result
