@@ -95,7 +95,7 @@ def test_ids_are_any_strings():
         ({}, "Expected a dict of clients in numbers, found none"),
         ([("a", (X, Y))], "found one of type list"),
         ({7: (X, Y), "7": (X, Y)}, "found '7' twice"),
-        ({"\ud800": (X, Y)}, "Expected ids of clients that Unicode has characters for"),
+        ({"\ud800": (X, Y)}, "Expected ids of clients in numbers to be strings in UTF-8"),
         ({"a": X}, "Expected a pair of inputs and labels in numbers, client a, found one of type ndarray"),
         ({"a": (X, Y[:3])}, r"client a; found shapes \[12, 2\] and \[3\]"),
         ({"a": (X[:0], Y[:0])}, "at least one"),
@@ -129,3 +129,9 @@ def test_what_does_not_fit_is_refused(clients, message):
 def test_strings_are_no_labels():
     with pytest.raises(datasets.DataError, match="Number the classes from 0"):
         datasets.from_arrays("numbers", {"a": (X, WORDS)}, (X, WORDS))
+
+
+@pytest.mark.parametrize(("ids", "message"), [((), "found none"), ((1,), "found 1"), (("a", "b", "a"), "found 'a' twice")])
+def test_ids_of_any_dataset_are_different_strings(ids, message):
+    with pytest.raises(datasets.DataError, match=message):
+        datasets.FederatedDataset("numbers", ids, None, None)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_kit import optimizers
+from tff_kit.algorithm import optimizers
 
 K = tf.keras.optimizers
 START = ([1.0, 2.0, -3.0], [[0.5], [-4.0]])

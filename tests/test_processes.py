@@ -324,7 +324,7 @@ class _Counting(tf.keras.layers.Layer):
 
     def build(self, shape):
         self.count = self.add_weight("count", [], tf.int64, "zeros", trainable=False)
-        self.flag = self.add_weight("flag", [], tf.bool, lambda shape, dtype: tf.zeros(shape, dtype), trainable=False)
+        self.flag = self.add_weight("flag", [], tf.bool, tf.zeros, trainable=False)
 
     def call(self, inputs):
         return inputs

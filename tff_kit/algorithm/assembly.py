@@ -34,7 +34,7 @@ _AS_WRITTEN.autotune.enabled = False
 
 
 def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
-    """Returns the learning process of `experiment`; `next` takes the state and `(client id, seed)` of each client."""
+    """Returns the learning process of `experiment`; `next` takes the state and `(id in UTF-8, seed)` of each client."""
     model_fn = build_model_fn(experiment, data)
     process = processes.build_federated_averaging_process(
         model_fn,
@@ -118,7 +118,7 @@ def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Op
 def read_by_client_id(
     data: FederatedDataset, process: tff.learning.templates.LearningProcess
 ) -> tff.learning.templates.LearningProcess:
-    """Returns `process` with the worker reading the clients' data: `next` takes `(client id, seed)` of each client."""
+    """Returns `process` with the worker reading the clients' data: `next` takes `(id in UTF-8, seed)` of each client."""
 
     @tff.tensorflow.computation(np.str_, np.int64)
     def client_dataset(client, seed):

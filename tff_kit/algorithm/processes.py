@@ -22,7 +22,7 @@ import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders
-from tff_kit.optimizers import OptimizerFn, as_tff_optimizer
+from tff_kit.algorithm.optimizers import OptimizerFn, as_tff_optimizer
 
 ModelFn = Union[Callable[[], tff.learning.models.VariableModel], tff.learning.models.FunctionalModel]
 _Modes = te.core.StateAggregationMode
@@ -48,7 +48,7 @@ def build_federated_averaging_process(
     Args:
       model_fn: Returns a new `tff.learning.models.VariableModel` with each call; or a `tff.learning.models.FunctionalModel`.
       client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns a Keras optimizer of
-        which TFF has the equivalent, as `tff_kit.optimizers.as_tff_optimizer` explains.
+        which TFF has the equivalent, as `tff_kit.algorithm.optimizers.as_tff_optimizer` explains.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.algorithm.privacy`. By default updates

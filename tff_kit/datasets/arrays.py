@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -41,7 +41,6 @@ def from_arrays(
     if not isinstance(clients, Mapping) or not clients:
         found = "none" if isinstance(clients, Mapping) else f"one of type {type(clients).__name__}"
         raise DataError(f"Expected a dict of clients in {name}, found {found}.")
-    ids = _encoded_ids(name, clients)
     places = [*(f"client {client}" for client in clients), "the test"]
     examples = [_as_arrays(f"{name}, {place}", of) for place, of in zip(places, (*clients.values(), test))]
     _check_same_structure(name, places, examples)
@@ -49,26 +48,16 @@ def from_arrays(
     together = tf.nest.map_structure(lambda *rows: np.concatenate(rows), *of_clients)
     lengths = [len(tf.nest.flatten(of)[0]) for of in of_clients]
     ends = np.cumsum(lengths)
+    ids = tuple(map(str, clients))
 
     def client_dataset(client: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
-        place = tf.argmax(tf.equal(ids, client))
+        place = tf.argmax(tf.equal([of.encode() for of in ids], client))
         rows = slice(tf.gather([0, *ends[:-1]], place), tf.gather(ends, place))
         own = tf.nest.map_structure(lambda array: tf.constant(array)[rows], together)
         return tf.data.Dataset.from_tensor_slices(own).shuffle(max(lengths), seed=seed).repeat(local_epochs).batch(batch_size)
 
     tested = tf.data.Dataset.from_tensor_slices(held_out).batch(_TEST_BATCH_SIZE)
-    return FederatedDataset(name, tuple(map(str, clients)), client_dataset, tested)
-
-
-def _encoded_ids(name: str, clients: Iterable[Any]) -> list[bytes]:
-    ids = [str(client) for client in clients]
-    if len(set(ids)) < len(ids):
-        twice = next(client for client in ids if ids.count(client) > 1)
-        raise DataError(f"Expected different ids of the clients in {name}, found {twice!r} twice.")
-    try:
-        return [client.encode() for client in ids]
-    except UnicodeEncodeError as error:
-        raise DataError(f"Expected ids of clients that Unicode has characters for in {name}, found {error.object!r}.") from error
+    return FederatedDataset(name, ids, client_dataset, tested)
 
 
 def _as_arrays(what: str, examples: Any) -> Examples:

@@ -142,9 +142,10 @@ class _Training:
         seeds = participation.client_seeds(count, round_num, experiment.seed)
         dropped, late = participation.draw_missing(experiment, round_num, count)
         heard = ~dropped & ~late
+        heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, [x for x, is_heard in zip(zip(clients, seeds), heard) if is_heard])
+            state, metrics = self._process.next(state, heard_clients)
         except cluster.LostError as error:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
