@@ -107,7 +107,8 @@ class Communication(_Settings):
     such as rotate+uniform:4, eden:0.5, lowrank:8+step:1+entropy; after a slash one for small variables,
     such as eden:1/uniform:8. An unknown one lists the stages."""
     broadcast_change: bool = False
-    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights."""
+    """Broadcast how the weights differ from the initial ones, instead of the weights. Clients draw the initial weights from the
+    seed, or receive them once if the model has others: trained before, or drawn without a seed."""
     broadcast_feedback: bool = False
     """Add what encoding lost of a broadcast to the next one: for coarse rounding, not for low rank."""
     mean: str = "identity"

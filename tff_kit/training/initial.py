@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Optional
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -15,7 +13,7 @@ from tff_kit.datasets import FederatedDataset
 from tff_kit.encoders.size import format_size
 from tff_kit.experiment import Experiment
 from tff_kit.runtime import sizing
-from tff_kit.training import participation, runs
+from tff_kit.training import checkpoints, participation, runs
 
 
 class InitialWeights:
@@ -62,11 +60,14 @@ class InitialWeights:
         weights = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
         if processes.draws_weights(assembly.build_model_fn(self._experiment, self._data), weights):
             return None
-        kept = tff.program.FileProgramStateManager(self._run.checkpoints, prefix="initial_")
-        if asyncio.run(kept.get_versions()):
-            return tf.nest.pack_sequence_as(weights, self._load(kept, tf.nest.flatten(weights)))
-        asyncio.run(kept.save(tf.nest.flatten(weights), version=0))
-        return weights
-
-    def _load(self, kept: tff.program.FileProgramStateManager, expected: list[np.ndarray]) -> list[np.ndarray]:
-        return asyncio.run(kept.load(0, expected))
+        kept = checkpoints.Checkpoints(self._run.checkpoints, prefix="initial_", kept=1)
+        if not kept.versions():
+            kept.save(tf.nest.flatten(weights), version=0)
+            return weights
+        try:
+            found = kept.load(0, tf.nest.flatten(weights))
+        except checkpoints.DamagedError as error:
+            raise runs.RunError(f"Expected the initial weights, which clients have, but {error} Use another --logdir.") from error
+        if found is None:
+            raise runs.RunError(f"Expected initial weights of {self._experiment.task}'s model in {kept.path(0)}, found others.")
+        return tf.nest.pack_sequence_as(weights, found)
