@@ -86,6 +86,13 @@ settings: setup ## Writes docs/settings.md from the settings' docstrings.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
+results: setup $(PEERS:%=.peers/%/.installed) ## Reruns all behind the tables, hours; goes on where it was stopped. DATA=, SPEECH=, WHISPER=.
+	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
+	@$(PYTHON) -m benchmarks.tables
+
+results-quick: setup ## Tries every benchmark on little data, in minutes, into logs/results-quick/.
+	@$(PYTHON) -m benchmarks --quick $(ARGS)
+
 bench: setup ## Measures seconds a round and memory on DATA=folder.
 	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
 

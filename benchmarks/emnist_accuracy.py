@@ -9,6 +9,7 @@ the curves. Finished runs are read from --logdir and not repeated, so the benchm
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 from typing import Any, Optional
@@ -82,17 +83,19 @@ def main(
     """
     if quick:
         data, rounds, seeds = "digits", 1, 1
+    base = tff_kit.Emnist(rounds=rounds, data=data)
+    base = dataclasses.replace(base, filters=4, clients=2) if quick else base
     folder = logdir or results.runs_folder("emnist_accuracy", quick)
     finals: list[results.Row] = []
     curves: Curves = {}
     for seed, client_lr, spec in itertools.product(range(seeds), _CLIENT_LRS, _SPECS):
-        experiment = tff_kit.Emnist(rounds=rounds, seed=seed, client_lr=client_lr, broadcast=spec, mean=spec, data=data)
+        experiment = dataclasses.replace(base, seed=seed, client_lr=client_lr, broadcast=spec, mean=spec)
         rows = trained(experiment, folder / f"{spec.replace(':', '')}_lr{client_lr}_seed{seed}").read_metrics()
         finals.append(final(experiment, rows))
         curves.setdefault((client_lr, spec), []).append(rows)
     source = results.Source(
         command="python -m benchmarks.emnist_accuracy --data FOLDER",
-        data=experiment.load_data().name,
+        data=base.load_data().name,
         seeds=results.in_words(range(seeds)),
         spread="smallest and largest of the seeds",
     )

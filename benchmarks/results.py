@@ -17,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from rich.console import Console
 from rich.table import Table
@@ -120,9 +120,7 @@ def is_current(name: str) -> bool:
         return False
     if described["changed"] is not False:
         return False
-    return (
-        subprocess.run(["git", "diff", "--quiet", described["commit"], "--", *_MEASURED], cwd=ROOT, check=False).returncode == 0
-    )
+    return _git("diff", "--stat", described["commit"], "--", *_MEASURED) == ""
 
 
 def sha256(file: pathlib.Path) -> str:
@@ -149,8 +147,8 @@ def _circumstances() -> Row:
 
     commit = _git("rev-parse", "HEAD")
     return {
-        "commit": commit or None,
-        "changed": bool(_git("status", "--porcelain", "--", *_MEASURED)) if commit else None,
+        "commit": commit,
+        "changed": _git("status", "--porcelain", "--", *_MEASURED) != "" if commit else None,
         "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
         "processor": notebook.processor(),
         "cores": os.cpu_count(),
@@ -158,12 +156,12 @@ def _circumstances() -> Row:
     }
 
 
-def _git(*arguments: str) -> str:
-    """Returns what git answers; nothing where there is no git or no repository."""
+def _git(*arguments: str) -> Optional[str]:
+    """Returns what git answers, `None` where there is no git, no repository or no such commit."""
     try:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return None
 
 
 def _print(file: pathlib.Path, rows: Sequence[Row]) -> None:

@@ -172,14 +172,19 @@ def paired_ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, base))
 
 
+def _encoded_ways(plain: tff_kit.Experiment, quick: bool) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each way to encode; just one of them for a smoke test."""
+    ways: dict[str, dict[str, Any]] = {
+        f"{spec} both ways": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")
+    }
+    return {"uniform:8 both ways": ways["uniform:8 both ways"]} if quick else {**ways, "the fewest bits": FEWEST_BITS[plain.task]}
+
+
 def _measure_memory(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list[results.Row]:
     """Returns a row for each way, process and mark: the mean and the peak of the resident MiB up to that round."""
     marks = [round(share * rounds) for share in _MEMORY_MARKS]
-    ways: dict[str, dict[str, Any]] = {"uniform:8 both ways": {"broadcast": "uniform:8", "mean": "uniform:8"}}
-    if not quick:
-        ways["the fewest bits"] = FEWEST_BITS[plain.task]
     rows = []
-    for way, settings in ways.items():
+    for way, settings in list(_encoded_ways(plain, quick).items())[-2:]:
         experiment = dataclasses.replace(plain, rounds=rounds, **settings)
         for process, samples in zip(("driver", "worker"), _memory(experiment, marks)):
             for mark, of_mark in zip(marks, samples):
@@ -212,7 +217,7 @@ def _memory(experiment: tff_kit.Experiment, marks: list[int]) -> tuple[list[list
     return driver, worker
 
 
-def _measure_time(plain: tff_kit.Experiment, rounds: int) -> list[results.Row]:
+def _measure_time(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list[results.Row]:
     """Returns a row for each way to train: the median of its seconds, and the ratios to the loop and to federated averaging."""
     dataset = plain.load_data()
     clients_a_round = min(plain.clients, len(dataset.client_ids))
@@ -221,12 +226,9 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int) -> list[results.Row]:
     sized = runtime.create_context(sizing.sizing_executor_factory(worker))
     fed_avg = _plain_process(plain, dataset)
     encoded = {}
-    both_ways: dict[str, dict[str, Any]] = {
-        f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")
-    }
-    for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
+    for name, settings in _encoded_ways(plain, quick).items():
         process = assembly.build_process(dataclasses.replace(plain, **settings), dataset)
-        encoded[name] = federated(process, sized)
+        encoded[f"{name}, sized"] = federated(process, sized)
     ways = {
         # Last of all that build Keras models; see training.py.
         "plain tf.function loop": tf_function_loop(plain, dataset, clients_a_round),
@@ -268,7 +270,7 @@ def main(
     if quick:
         task, data, rounds, memory_rounds, clients = "emnist", "digits", 1, 20, 2
     settings: dict[str, Any] = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
-    experiment: tff_kit.Experiment = tff_kit.Emnist(**settings)
+    experiment: tff_kit.Experiment = tff_kit.Emnist(**settings, filters=4 if quick else 32)
     command, of_data = "emnist --data FOLDER", "emnist"
     if task == "kws":
         experiment = tff_kit.KeywordSpotting(window=window, **settings)
@@ -282,7 +284,7 @@ def main(
             seeds="0",
             spread="none: medians of the rounds, ratios as medians of pairs",
         )
-        results.write(f"speed/rounds_{of_data}", _measure_time(experiment, rounds), source, quick)
+        results.write(f"speed/rounds_{of_data}", _measure_time(experiment, rounds, quick), source, quick)
     if memory_rounds:
         allocator = f"MALLOC_ARENA_MAX={arenas} " if (arenas := os.environ.get("MALLOC_ARENA_MAX")) else ""
         source = results.Source(

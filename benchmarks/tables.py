@@ -132,10 +132,14 @@ def _cells(row: str) -> list[str]:
 
 
 def _source_line(name: str, source: dict[str, Any]) -> str:
-    commit = f"commit {source['commit'][:7]}" + (" with changes" if source["changed"] else "")
+    """Returns when, where and by which command the numbers were measured, as far as that was recorded."""
+    commit = (source["commit"] or "unknown")[:7]
+    when = f"Measured {source['date']} at commit {commit}{' with changes' * bool(source['changed'])}"
+    if source["changed"] is None:  # Of before results files named their source.
+        when = f"Measured before commit {commit} of {source['date']}"
+    where = f"{source['cores']} cores of {source['processor'] or 'a processor that was not recorded'}"
     versions = ", ".join(f"{label} {version}" for key, label in _LABELS.items() if (version := source["versions"].get(key)))
-    machine = f"{source['cores']} cores of {source['processor'] or 'a processor that was not recorded'}"
-    return f"Measured {source['date']} at {commit} on {machine}, {versions}: `{source['command']}`. Numbers: `{name}`."
+    return f"{when}, on {where}, {versions}: `{source['command']}`. Numbers: `{name}`."
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,7 +4,9 @@ import json
 import subprocess
 
 import pytest
+from conftest import ROOT
 
+from benchmarks import __main__ as run_all
 from benchmarks import bits_to_accuracy, emnist_accuracy, results, tables, trained
 
 _SOURCE = results.Source(command="python -m benchmarks.x", data="digits", seeds="0 to 1", spread="smallest and largest")
@@ -133,6 +135,39 @@ def test_every_result_has_its_source(file):
     described = results.describe(file)
     assert {"command", "data", "seeds", "spread", "commit", "changed", "date", "processor", "cores", "versions"} <= set(described)
     assert results.read(file)
+
+
+def test_a_result_of_unknown_circumstances_says_so(root):
+    source = root / "results/topic/x.json"
+    old = {
+        **json.loads(source.read_text()),
+        "changed": None,
+        "processor": None,
+        "date": "2026-11-21",
+        "commit": "fc1857b2f94ea9f4",
+    }
+    source.write_text(json.dumps(old))
+    (root / "README.md").write_text(_DOCUMENT.replace("source no\n", ""))
+    assert tables.main([]) == 0
+    text = (root / "README.md").read_text()
+    assert "Measured before commit fc1857b of 2026-11-21, on " in text
+    assert "of a processor that was not recorded" in text
+
+
+def test_every_result_is_written_by_make_results():
+    written = {name for benchmark in run_all._BENCHMARKS for name in benchmark.writes}
+    there = {f"{file.parent.name}/{file.stem}" for file in results.RESULTS.rglob("*.csv")}
+    assert {name for name in there if not name.endswith("_runs")} == written
+    assert {name.replace("_runs", "") for name in there} == written
+
+
+def test_every_benchmark_has_a_smoke_test():
+    modules = {file.stem for file in (ROOT / "benchmarks").glob("*.py") if "def main(" in file.read_text()} - {
+        "__main__",
+        "tables",
+    }
+    tried = {benchmark.module for benchmark in run_all._BENCHMARKS if benchmark.quick is not None}
+    assert tried == {*modules, "peers"}
 
 
 def test_a_test_in_which_nothing_was_right_counts():

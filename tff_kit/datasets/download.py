@@ -1,4 +1,4 @@
-"""Downloads an archive and unpacks it. It resumes after an interruption, never waits forever, and never leaves half a folder."""
+"""Downloads a file, or an archive and unpacks it. A download resumes, never waits forever, and never leaves half of anything."""
 
 from __future__ import annotations
 
@@ -21,6 +21,36 @@ from tff_kit.datasets import disk
 from tff_kit.datasets.federated import DataError
 
 _BLOCK_BYTES = 1 << 18
+
+
+def download_file(url: str, file: os.PathLike, sha256: str, stall_seconds: float = 30.0, attempts: int = 5) -> pathlib.Path:
+    """Fetches the file at `url` as `file`, which appears only when it is whole.
+
+    What was fetched before an interruption stays in `<file>.part`, and the next call asks for the rest only.
+
+    Args:
+      url: The file.
+      file: Where to put it. If it is there already, nothing is done.
+      sha256: The file's checksum, in hexadecimal.
+      stall_seconds: How long the server may send nothing before the connection is given up.
+      attempts: How many connections in a row may fail, none of which brought anything, before it is given up.
+
+    Returns:
+      The file.
+
+    Raises:
+      DataError: If the server can't be reached or refuses, the file is not the expected one, or the disk is full.
+    """
+    file = pathlib.Path(file)
+    if file.is_file():
+        return file
+    part = file.with_name(f"{file.name}.part")
+    with disk.writing(file.parent), _bar() as bar:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, stall_seconds, attempts, bar)
+        _check(url, part, sha256)
+        part.rename(file)
+    return file
 
 
 def download(url: str, folder: os.PathLike, sha256: str, stall_seconds: float = 30.0, attempts: int = 5) -> pathlib.Path:
@@ -69,7 +99,7 @@ def _fetch(url: str, part: pathlib.Path, stall_seconds: float, attempts: int, ba
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DataError(f"Expected an archive at {url}, found: {error.code} {error.reason}.") from error
+                raise DataError(f"Expected a file at {url}, found: {error.code} {error.reason}.") from error
             problem = f"{error.code} {error.reason}"
         except (urllib.error.URLError, socket.timeout, ConnectionError, http.client.HTTPException) as error:
             problem = f"{getattr(error, 'reason', None) or error or type(error).__name__}"
@@ -117,8 +147,8 @@ def _check(url: str, part: pathlib.Path, sha256: str) -> None:
     if digest.hexdigest() != sha256:
         part.unlink()
         raise DataError(
-            f"Expected an archive with SHA-256 {sha256} at {url}, found {digest.hexdigest()}. The download was removed. Try "
-            "again. If that does not help, the archive has changed."
+            f"Expected a file with SHA-256 {sha256} at {url}, found {digest.hexdigest()}. The download was removed. Try "
+            "again. If that does not help, the file has changed."
         )
 
 

@@ -14,8 +14,8 @@ class Emnist(Experiment):
     """Handwritten digits by writer, as in the compression tutorial of TensorFlow Federated."""
 
     data: str = "auto"
-    """auto is EMNIST, cached or downloaded, or else the digits inside scikit-learn. emnist and digits are just one of the two. A
-    folder is one with emnist_all.sqlite, or one to download it to."""
+    """auto is EMNIST, cached or downloaded, or else the digits inside scikit-learn. emnist and digits are just one of the two.
+    mnist-by-writer is the digits of 700 writers in MNIST. A folder holds emnist_all.sqlite or QMNIST's files, or gets them."""
     only_digits: bool = True
     """Ten classes. --no-only-digits has EMNIST's 62 classes."""
     filters: int = 32
