@@ -107,8 +107,8 @@ class Communication(_Settings):
     uniform:BITS, or stages chained by +, such as rotate+uniform:4, eden:0.5 or lowrank:8+step:1+entropy. A second chain after a
     slash is for small variables, as in eden:1/uniform:8. An unknown name lists the stages."""
     broadcast_change: bool = False
-    """Send the change since the initial weights instead of the weights. Clients draw the initial weights from the seed. The
-    change is easier to compress than the weights."""
+    """Send the change since the initial weights instead of the weights: it is easier to compress. Clients draw the initial
+    weights from the seed. If the model has others, trained before or drawn without a seed, each client receives them once."""
     broadcast_feedback: bool = False
     """Add what the last encoding lost to the next broadcast. It helps coarse steps. With low rank it costs bits and gains
     nothing."""

@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import cachetools
@@ -129,6 +129,7 @@ class _Ledger:
     def __init__(self):
         self._lock = threading.Lock()
         self._records: list[_Record] = []
+        self._last_call: Optional[_Record] = None
         self._broadcast_bits: list[int] = []
         self._aggregate_bits: list[int] = []
 
@@ -136,15 +137,21 @@ class _Ledger:
         with self._lock:
             if record.crossings:
                 self._records.append(record)
+            if record.num_clients:
+                self._last_call = record
             for totals, up in ((self._broadcast_bits, False), (self._aggregate_bits, True)):
                 totals.append((totals[-1] if totals else 0) + record.bits(up))
 
     def add_receivers(self, clients: int) -> None:
+        if self._last_call is None:
+            raise ValueError("Expected a call whose broadcast more clients received, found none yet.")
+        crossed = zip(self._last_call.crossings, self._last_call.counts)
+        for crossing, counts in [(crossing, counts) for crossing, counts in crossed if not crossing.up]:
+            self.add_received(clients, crossing, counts[0])
+
+    def add_received(self, clients: int, crossing: _Crossing, counts: np.ndarray) -> None:
+        record = _Record(clients, (crossing,), (np.broadcast_to(counts, (clients, len(counts))),))
         with self._lock:
-            last = next(record for record in reversed(self._records) if record.num_clients)
-            down = [(crossing, counts) for crossing, counts in zip(last.crossings, last.counts) if not crossing.up]
-            crossings = tuple(crossing for crossing, _ in down)
-            record = _Record(clients, crossings, tuple(np.repeat(counts[:1], clients, axis=0) for _, counts in down))
             self._records.append(record)
             self._broadcast_bits[-1] += record.bits(up=False)
 
@@ -268,6 +275,12 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         """Counts the last call's broadcast for `clients` more clients, which received it and sent nothing."""
         if clients:
             self._ledger.add_receivers(clients)
+
+    def add_received(self, clients: int, tensors: Iterable[np.ndarray]) -> None:
+        """Counts, with the last call, numeric tensors that so many clients received beside it, such as the initial weights."""
+        arrays = list(map(np.asarray, tensors))
+        counts = np.array([array.size for array in arrays], np.int64)
+        self._ledger.add_received(clients, _Crossing(False, tuple(tf.as_dtype(array.dtype) for array in arrays), counts), counts)
 
     def get_size_info(self) -> SizeInfo:
         """Returns the communication of all calls so far."""
