@@ -86,7 +86,7 @@ settings: setup ## Writes docs/settings.md from the settings' docstrings.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
-results: setup $(PEERS:%=.peers/%/.installed) ## Reruns all behind the tables, hours; goes on where it was stopped. DATA=, SPEECH=, WHISPER=.
+results: setup $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
 	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
 	@$(PYTHON) -m benchmarks.tables
 
