@@ -56,9 +56,9 @@ def test_the_formulas_are_the_tutorials_figures():
     ten_clients = {spec: CLIENTS * bits for spec, bits in WEIGHTS.items()}
     assert ten_clients["identity"] == 532_278_400
     assert ten_clients["tensor_encoding:8"] == 153_575_360
-    assert [sizing.format_size(bits) for bits in ten_clients.values()] == ["507.62 Mibit", "146.46 Mibit", "128.40 Mibit"]
-    assert sizing.format_size(10 * ten_clients["identity"]) == "4.96 Gibit"
-    assert sizing.format_size(10 * ten_clients["tensor_encoding:8"]) == "1.43 Gibit"
+    assert [tff_kit.format_size(bits) for bits in ten_clients.values()] == ["507.62 Mibit", "146.46 Mibit", "128.40 Mibit"]
+    assert tff_kit.format_size(10 * ten_clients["identity"]) == "4.96 Gibit"
+    assert tff_kit.format_size(10 * ten_clients["tensor_encoding:8"]) == "1.43 Gibit"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_formulas_are_the_tutorials_figures():
     [(0, "0.00 bit"), (1023, "1023.00 bit"), (1024, "1.00 Kibit"), (2**30, "1.00 Gibit"), (2**50, "1024.00 Tibit")],
 )
 def test_format_size(bits, text):
-    assert sizing.format_size(bits) == text
+    assert tff_kit.format_size(bits) == text
 
 
 @tff.tensorflow.computation(np.float32, np.float32)
@@ -228,7 +228,7 @@ def test_select_is_named_as_not_counted(environment, caplog):
         return tff.federated_select(keys, tff.federated_value(3, tff.SERVER), table, pick)
 
     run([np.array([1], np.int32)], np.array([7, 8, 9], np.int32))
-    assert "federated_select sends is not counted" in caplog.text
+    assert "federated_select sends are not counted" in caplog.text
 
 
 def test_an_environment_counts_from_its_own_beginning(environment):
