@@ -34,7 +34,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
             state = process.set_model_weights(process.initialize(), before)
             for client in data.client_ids[:clients]:
                 # The server adds the mean update of all clients; here there is one.
-                after = process.get_model_weights(process.next(state, [(client, 0)]).state).trainable
+                after = process.get_model_weights(process.next(state, [(client.encode(), 0)]).state).trainable
                 updates.append([np.asarray(y - x, np.float32) for x, y in zip(before.trainable, after)])
     finally:
         worker.stop()

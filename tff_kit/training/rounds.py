@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -22,7 +21,7 @@ from tff_kit.algorithm import assembly, privacy
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment
 from tff_kit.runtime import cluster, sizing
-from tff_kit.training import logs, memory, participation, report, runs
+from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs
 from tff_kit.training.evaluation import compiled, evaluate_model
 
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
@@ -87,14 +86,16 @@ class _Training:
     ):
         nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
-        self._process = assembly.build_process(experiment, data)
         self._accountant = accountant
+        self._initial = initial.InitialWeights(experiment, data, run)
+        self._process = assembly.build_process(experiment, data, self._initial.weights)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = compiled(experiment.build_model(), experiment)
+        if self._initial.weights is not None:
+            report.print_note(console, self._initial.describe())
+            self._initial.weights.assign_weights_to(self._model)
         self._metrics = [(metric.name, metric.build().name) for metric in experiment.metrics()]
-        self._checkpoints = tff.program.FileProgramStateManager(
-            run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
-        )
+        self._checkpoints = checkpoints.Checkpoints(run.checkpoints, prefix="round_", kept=_KEPT_CHECKPOINTS)
         self._logs = logs.Logs(run, experiment, data)
 
     def run(self) -> None:
@@ -117,23 +118,36 @@ class _Training:
         weights = tff.learning.models.ModelWeights.from_model(self._model)
         state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
         spent = np.zeros(2, np.int64)
-        versions = asyncio.run(self._checkpoints.get_versions())
-        if not versions:
+        found = self._last_checkpoint([*tf.nest.flatten(state), spent])
+        if found is None:
             self._logs.clear()
             return state, 0, spent
-        # Kept as a flat list: TensorFlow's SavedModel takes tuples and dicts for its own, and gives others back.
-        leaves = [*tf.nest.flatten(state), spent]
-        try:
-            saved = asyncio.run(self._checkpoints.load(versions[-1], leaves))
-            same = [np.shape(leaf) for leaf in leaves] == [np.shape(leaf) for leaf in saved]
-        except ValueError:  # Another number of tensors.
-            same = False
-        if not same:
+        round_num, (*leaves, spent) = found
+        self._initial.go_on_after(round_num)
+        return tf.nest.pack_sequence_as(state, leaves), round_num, spent
+
+    def _last_checkpoint(self, expected: list[Any]) -> Optional[tuple[int, list[Any]]]:
+        """Returns the round and the arrays of the last checkpoint that is not damaged; `None` where there is no checkpoint."""
+        versions = self._checkpoints.versions()
+        for version in versions:
+            try:
+                saved = self._checkpoints.load(version, expected)
+            except checkpoints.DamagedError as error:
+                report.print_note(self._console, str(error))
+                continue
+            if saved is None:
+                raise runs.RunError(
+                    f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
+                    f"{self._checkpoints.path(version)}, found one with other tensors. Use another --logdir."
+                )
+            report.print_note(self._console, f"The run goes on after round {version}.")
+            return version, saved
+        if versions:
             raise runs.RunError(
-                f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
-                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir."
+                f"Expected a checkpoint to go on from in {self._run.checkpoints}, found damaged ones only. "
+                "Use --overwrite to train anew, or another --logdir."
             )
-        return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
+        return None
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
         experiment = self._experiment
@@ -142,9 +156,10 @@ class _Training:
         seeds = participation.client_seeds(count, round_num, experiment.seed)
         dropped, late = participation.draw_missing(experiment, round_num, count)
         heard = ~dropped & ~late
+        heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, [x for x, is_heard in zip(zip(clients, seeds), heard) if is_heard])
+            state, metrics = self._process.next(state, heard_clients)
         except cluster.LostError as error:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
@@ -154,6 +169,7 @@ class _Training:
             raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
+        self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
         sizes = self._sizes.get_size_info()
         train = metrics["client_work"]["train"]
         # An aggregation of one's own measures what it likes.
@@ -187,4 +203,4 @@ class _Training:
 
     def _save(self, state: Any, round_num: int, row: dict[str, Any]) -> None:
         spent = np.array([row["broadcast_bits"], row["aggregate_bits"]], np.int64)
-        asyncio.run(self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num))
+        self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num)

@@ -166,7 +166,7 @@ def _decode_classes(
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Returns the signed and the plain classes, int32 [n], and the bypass bytes."""
     tables, body = unpack_tables(body, 2 * tf.size(counts), tf.constant(number_classes.COUNT))
-    steps, states, stream = _RANS.split_states(body, lanes, schedule.groups)
+    steps, lanes, states, stream = _RANS.split_states(body, lanes, schedule.groups)
     symbol_of, frequencies, places = symbols_by_slot(tables)
     entries = tf.reshape(_RANS.entries(frequencies, places), [-1])
     table_of = schedule.by_steps(schedule.tables(counts), [0, 1], steps, lanes)

@@ -109,8 +109,8 @@ class Rans:
         values, widths = tf.cast(bits.concat(), tf.int64), floor_log2(scales.concat())
         return _state_bytes(states), pack_fields(values, widths)
 
-    def split_states(self, body: tf.Tensor, lanes: tf.Tensor, groups: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the steps of `lanes` lanes, int32; their final states; and the bytes behind these in uint8 [bytes].
+    def split_states(self, body: tf.Tensor, lanes: tf.Tensor, groups: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns the steps of `lanes` lanes, int32; `lanes`; their final states; and the bytes behind these in uint8 [bytes].
 
         Raises:
           tf.errors.InvalidArgumentError: When the graph runs, if no encoder had so many lanes for so many groups, or too few
@@ -122,7 +122,7 @@ class Rans:
         expected = f"Expected 1 to {{}} lanes of at most {_MAX_STEPS} steps, found {{}} lanes of {{}}."
         lanes = checked(lanes, (lanes >= 1) & (lanes <= most) & few_steps, expected, most, lanes, steps)
         states, stream = split_bytes(body, lanes * STATE_BYTES, "final states")
-        return steps, states, stream
+        return steps, lanes, states, stream
 
     def decode(
         self, stream: tf.Tensor, entries: tf.Tensor, states: tf.Tensor, steps: tf.Tensor, tables: Optional[tf.Tensor] = None

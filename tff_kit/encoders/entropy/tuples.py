@@ -108,7 +108,7 @@ def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     symbol_of, *known = symbols_by_slot(tf.concat([tf.gather(starts, in_book), [_RANS.total - escape]], axis=0))
 
     count = _count(size, length)
-    steps, states, stream = _RANS.split_states(body, header.lanes, -(-count // _RANS.group))
+    steps, _, states, stream = _RANS.split_states(body, header.lanes, -(-count // _RANS.group))
     slots, bypass = _RANS.decode(stream, _RANS.entries(*known), states, steps)
     symbols = tf.gather_nd(symbol_of, tf.reshape(slots, [-1])[:count, tf.newaxis])
     tuples = tf.cast(tf.pad(distances(in_book, shape) + header.offset, [[0, 1], [0, 0]]), dtype)  # Fewer than the rows.
