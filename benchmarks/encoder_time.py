@@ -111,7 +111,7 @@ def _parts() -> list[_Part]:
         step = float(np.interp(-bits, -entropies, steps))
         stage = te.core.EncoderComposer(encoders.EntropyCodingStage()).make()
         parts.append(_Part(f"entropy coding of {bits} bits", stage, (_SIZE,), 1 / step))
-    return parts + [_Part(spec, encoders.parse_spec(spec)[0](0), _SHAPE) for spec in _SPECS]
+    return parts + [_Part(spec, encoders.Spec.parse(spec).large.make(0), _SHAPE) for spec in _SPECS]
 
 
 def _measure(parts: list[_Part], times: int, repetitions: int) -> list[results.Row]:

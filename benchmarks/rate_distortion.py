@@ -123,7 +123,7 @@ def _entropy_bits(spec: str, tensors: Tensors) -> Optional[float]:
                 total -= np.size(tensor) * float(np.sum(shares * np.log2(shares)))
                 integers_seen = True
 
-    large, small = (make(0) for make in encoders.parse_spec(spec))
+    large, small = (chain.make(0) for chain in (encoders.Spec.parse(spec).large, encoders.Spec.parse(spec).small))
     for x in tensors:
         visit(large if x.size > encoders.THRESHOLD else small, tf.constant(x))
     return total if integers_seen else None

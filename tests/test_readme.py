@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The README is short, and its examples run as they stand."""
 
 import re
 
@@ -6,6 +6,10 @@ from conftest import ROOT
 
 import tff_kit
 from tff_kit.tasks.emnist import data as emnist
+
+
+def test_it_is_three_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def _examples() -> list[str]:

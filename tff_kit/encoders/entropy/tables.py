@@ -1,10 +1,11 @@
-"""Tables of frequencies for rans.py: made of counts, and written in few bits."""
+"""Tables of frequencies: made of counts, and written in few bits."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tff_kit.encoders.fields import floor_log2, pack_fields, unpack_fields
+from tff_kit.encoders.checks import checked, split_bytes
+from tff_kit.encoders.entropy.fields import floor_log2, pack_fields, unpack_fields
 
 TOTAL_BITS = 12
 TOTAL = 2**TOTAL_BITS
@@ -44,15 +45,33 @@ def pack_tables(tables: tf.Tensor) -> tf.Tensor:
 
 
 def unpack_tables(body: tf.Tensor, count: tf.Tensor, symbols: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the `count` tables of `symbols` symbols that `pack_tables` wrote at the start of `body`, and what follows them."""
-    kept = tf.sequence_mask(tf.cast(body[:count], tf.int32), symbols)
+    """Returns the `count` tables of `symbols` symbols that `pack_tables` wrote at the start of `body`, and what follows them.
+
+    Raises:
+      tf.errors.InvalidArgumentError: When the graph runs, if they don't sum to TOTAL or have more symbols, or bytes are missing.
+    """
+    packed, body = split_bytes(body, count, "sizes of tables")
+    used = tf.cast(packed, tf.int32)
+    kept = tf.sequence_mask(used, symbols)
     at = tf.where(tf.reshape(kept, [-1]))[:, 0]
-    body, size = body[count:], (tf.size(at) * _LENGTH_BITS + 7) // 8
-    width = tf.fill(tf.shape(at), tf.constant(_LENGTH_BITS, tf.int64))
-    below, first = _below(unpack_fields(body[:size], width))
-    body, size = body[size:], (tf.reduce_sum(below) + 7) // 8
-    table = first + unpack_fields(body[:size], below)
-    return tf.reshape(tf.math.unsorted_segment_sum(table, at, count * symbols), [count, symbols]), body[size:]
+    packed, body = split_bytes(body, (tf.size(at) * _LENGTH_BITS + 7) // 8, "lengths of frequencies")
+    below, first = _below(unpack_fields(packed, tf.fill(tf.shape(at), tf.constant(_LENGTH_BITS, tf.int64))))
+    packed, body = split_bytes(body, (tf.cast(tf.reduce_sum(below), tf.int32) + 7) // 8, "frequencies")
+    table = first + unpack_fields(packed, below)
+    tables = tf.reshape(tf.math.unsorted_segment_sum(table, at, count * symbols), [count, symbols])
+    sums = tf.reduce_sum(tables, axis=1)
+    fits = tf.reduce_all(tf.equal(sums, TOTAL)) & (tf.reduce_max(used) <= symbols)
+    expected = f"Expected tables of at most {{}} frequencies that sum to {TOTAL}, found {{}} that sum to {{}}."
+    return checked(tables, fits, expected, symbols, used, sums), body
+
+
+def symbols_by_slot(tables: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the symbol, int32, frequency and place in it, int64, of each slot of tables that sum to TOTAL: [tables, TOTAL]."""
+    ends = tf.cumsum(tables, axis=1)
+    slots = tf.tile(tf.range(TOTAL, dtype=tf.int64)[tf.newaxis], [tf.shape(tables)[0], 1])
+    symbol_of = tf.searchsorted(ends, slots, side="right")
+    frequency, end = tf.gather(tables, symbol_of, batch_dims=1), tf.gather(ends, symbol_of, batch_dims=1)
+    return symbol_of, frequency, slots - (end - frequency)
 
 
 def _below(lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,6 +1,8 @@
-"""Numbers of different widths, one behind another in a stream of bits."""
+"""Numbers of different widths, one behind another in a stream of bits, lowest bits first."""
 
 from __future__ import annotations
+
+from typing import Union
 
 import tensorflow as tf
 
@@ -18,7 +20,8 @@ def pack_fields(values: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
     end = tf.cumsum(widths)
     start = end - widths
     size = tf.reduce_sum(widths)
-    # Of every 16 bits, the sum of all fields that start there, as 64 bits that overlap with the next three.
+    # A field and the up to 15 bits before it fit into 64 bits. For every 16th bit of the stream, the fields that start in
+    # the 16 bits from there on are added up as one such number, which overlaps with the next three.
     words = tf.math.unsorted_segment_sum(
         tf.bitwise.left_shift(values, start & 15), tf.bitwise.right_shift(start, _i64(4)), size // 16 + 1
     )
@@ -27,9 +30,14 @@ def pack_fields(values: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(tf.cast(joined, tf.uint16), tf.uint8), [-1])[: (size + 7) // 8]
 
 
-def field_windows(packed: tf.Tensor) -> tf.Tensor:
-    """Returns what `read_fields` reads, int64 [n]: the 64 bits from every 16th bit of uint8 [bytes] on."""
-    count = tf.size(packed) // 8 + 1  # Of 64 bits each, from each of the first four places on.
+def field_windows(packed: tf.Tensor, spare: Union[int, tf.Tensor] = 0) -> tf.Tensor:
+    """Returns what `read_fields` reads, int64 [n]: the 64 bits from every 16th bit on of uint8 [bytes].
+
+    Args:
+      packed: The bytes.
+      spare: How many zero bytes may be read behind them.
+    """
+    count = (tf.size(packed) + spare) // 8 + 1  # Of 64 bits each, from each of the first four places on.
     padded = tf.pad(packed, [[0, 8 * count + 6 - tf.size(packed)]])
     windows = [tf.bitcast(tf.reshape(padded[k : k + 8 * count], [-1, 8]), tf.int64) for k in (0, 2, 4, 6)]
     return tf.reshape(tf.stack(windows, axis=1), [-1])

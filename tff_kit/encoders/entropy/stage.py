@@ -4,9 +4,9 @@ With n integers of empirical entropy H, of a distribution that is smooth (beyond
 symmetric, the payload is at most 1.01 n H bits once n H is some 100,000 bits; tables, states and lengths are in it. Any
 other distribution is coded without loss and at more cost.
 
-There are two ways: words.py codes several integers at once, which is fast and pays where a tensor is large and few of its
+There are two coders: tuples.py codes several integers at once, which is fast and pays where a tensor is large and few of its
 integers are alike; elements.py codes them one by one, skips runs, and finds what a matrix's rows and columns have in
-common. The payload's first byte says which, or that the tensor travels as it is.
+common. The payload's first byte says which, or that the tensor travels as it is. docs/format.md specifies all bytes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit.encoders import elements, words
-from tff_kit.encoders.graphs import built_once
+from tff_kit.encoders.checks import checked
+from tff_kit.encoders.entropy import elements, tuples
+from tff_kit.encoders.entropy.graphs import built_once
+from tff_kit.encoders.entropy.header import VERSION, PayloadHeader
 from tff_kit.encoders.stage import CoderStage
 
-_ELEMENTS, _VERBATIM, _NOT_FINITE, _WORDS = 0, 1, 2, 3  # The payload's first byte.
+ELEMENTS, VERBATIM, NOT_FINITE, TUPLES = 0, 1, 2, 3  # The coder, by the payload's header.
 _LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
-_LONG = 2**17  # Elements for which a book of words is worth making.
+_LONG = 2**17  # Elements for which a codebook is worth making.
 
 
 @te.core.tf_style_encoding_stage
@@ -35,8 +37,11 @@ class EntropyCodingStage(CoderStage):
     travels as it is, in as many bytes as it has. A tensor with an element that is not finite travels as just that, in one
     byte, and decodes to NaN everywhere. Floats that are not integers are rounded towards 0.
 
+    `decode` makes of any bytes a tensor of the given shape and the tagged dtype, or raises; bytes of its own come back.
+
     Raises:
       ValueError: On encoding, if the shape is not fully known or the size is 2^31 or more.
+      tf.errors.InvalidArgumentError: On decoding, when the graph runs, if the bytes are no payload for this shape.
     """
 
     PAYLOAD_KEY = "payload"
@@ -66,42 +71,59 @@ class EntropyCodingStage(CoderStage):
 def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
     """Returns the payload of a flat tensor of known size."""
     if not x.shape[0]:
-        return tf.constant([_VERBATIM], tf.uint8)
+        return _header(tf.constant(VERBATIM))
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
     # A sum tells of what is not finite, and is faster than to look at each. It overflows only where something doesn't fit.
     fits = (tf.reduce_min(wide) >= -_LARGEST) & (tf.reduce_max(wide) < _LARGEST) & tf.math.is_finite(tf.reduce_sum(wide))
 
     def why_not():
-        return tf.where(tf.reduce_all(tf.math.is_finite(wide)), _VERBATIM, _NOT_FINITE)
+        return tf.where(tf.reduce_all(tf.math.is_finite(wide)), VERBATIM, NOT_FINITE)
 
     integers = tf.cast(x, tf.int32)
-    words_format = words.choose_format(integers, columns is not None) if x.shape[0] >= _LONG else tf.constant(words.NONE)
-    kind = tf.cond(fits, lambda: tf.where(tf.equal(words_format, words.NONE), _ELEMENTS, _WORDS), why_not)
+    shape = tuples.choose_shape(integers, columns is not None) if x.shape[0] >= _LONG else tf.constant(tuples.NONE)
+    coder = tf.cond(fits, lambda: tf.where(tf.equal(shape, tuples.NONE), ELEMENTS, TUPLES), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
     ways = {
-        _ELEMENTS: lambda: elements.encode(integers, columns),
-        _VERBATIM: lambda: verbatim,
-        _NOT_FINITE: lambda: verbatim[:0],
-        _WORDS: lambda: words.encode(integers, words_format),
+        ELEMENTS: lambda: elements.encode(integers, columns),
+        VERBATIM: lambda: verbatim,
+        NOT_FINITE: lambda: verbatim[:0],
+        TUPLES: lambda: tuples.encode(integers, shape),
     }
-    return tf.concat([tf.cast(kind[tf.newaxis], tf.uint8), tf.switch_case(kind, ways)], axis=0)
+    return tf.concat([_header(coder), tf.switch_case(coder, ways)], axis=0)
+
+
+def _header(coder: tf.Tensor) -> tf.Tensor:
+    return PayloadHeader(coder=coder, version=tf.constant(VERSION)).pack()
 
 
 def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Returns the flat tensor of `size` elements whose payload this is."""
-    body = payload[1:]
+    coder, body = _read_header(payload, size)
     width = dtype.size
 
     def verbatim():
-        # Padded, since this branch's shapes must fit together whichever is taken.
-        flat = tf.reshape(tf.pad(body, [[0, size * width]])[: size * width], [size, width])
+        expected, found = width * tf.cast(size, tf.int64), tf.size(body, tf.int64)
+        exact = checked(body, tf.equal(found, expected), "Expected a tensor of {} bytes, found {}.", expected, found)
+        flat = tf.reshape(exact, [size, width])
         return tf.bitcast(tf.squeeze(flat, 1) if width == 1 else flat, dtype)
 
     not_finite = tf.cast(tf.constant(np.nan if dtype.is_floating else 0.0), dtype)  # Integers are finite.
     ways = {
-        _ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size, columns), dtype),
-        _VERBATIM: verbatim,
-        _NOT_FINITE: lambda: tf.fill([size], not_finite),
-        _WORDS: lambda: words.decode(body, size, dtype),
+        ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size, columns), dtype),
+        VERBATIM: verbatim,
+        NOT_FINITE: lambda: tf.fill([size], not_finite),
+        TUPLES: lambda: tuples.decode(body, size, dtype),
     }
-    return tf.switch_case(tf.cast(payload[0], tf.int32), ways)
+    return tf.switch_case(coder, ways)
+
+
+def _read_header(payload: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the coder of a payload for `size` elements, and the bytes behind the header."""
+    # No payload is longer: it takes at most 8 bytes an element, and less than 2^18 of tables and lanes.
+    most, found = 16 * tf.cast(size, tf.int64) + 2**18, tf.size(payload, tf.int64)
+    payload = checked(payload, found <= most, "Expected a payload of at most {} bytes, found {}.", most, found)
+    header, body = PayloadHeader.unpack(payload)
+    is_ours = tf.equal(header.version, VERSION)
+    expected = f"Expected a payload of the entropy coder in format {VERSION}, found format {{}}; both sides need one tff_kit."
+    coder = checked(header.coder, is_ours, expected, header.version)
+    return checked(coder, coder <= TUPLES, f"Expected a coder from 0 to {TUPLES}, found {{}}.", coder), body
