@@ -108,11 +108,14 @@ def _try(benchmarks: list[_Benchmark]) -> None:
     for benchmark in benchmarks:
         if benchmark.quick is None:
             continue
-        name = f"benchmarks.{benchmark.module}"
-        module = importlib.import_module(f"{name}.__main__" if benchmark.module == "peers" else name)
         began = time.monotonic()
-        module.main(**benchmark.quick, quick=True)
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        _load(benchmark).main(**benchmark.quick, quick=True)
+        print(f"benchmarks.{benchmark.module}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _load(benchmark: _Benchmark) -> Any:
+    """Returns the module of a benchmark."""
+    return importlib.import_module(f"benchmarks.{benchmark.module}" + ".__main__" * (benchmark.module == "peers"))
 
 
 def _run(module: str, *arguments: str, environment: str = "") -> None:
