@@ -25,7 +25,9 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     """
     data = experiment.load_data()
     process = assembly.build_process(experiment.plain(), data)
-    weights = tff.learning.models.ModelWeights.from_model(run.load_model())
+    model = experiment.build_model()
+    run.load_weights(model)
+    weights = tff.learning.models.ModelWeights.from_model(model)
     before = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
     worker = runtime.Worker()
     updates = []
