@@ -72,7 +72,7 @@ docs: setup $(DOCS) ## Builds the documents as a site in site/. Broken links and
 	@$(PYTHON) scripts/settings_page.py --check
 	@.docs/bin/python scripts/check_docstrings.py
 	@NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "The site is in site/index.html. Its search needs a server: python3 -m http.server --directory site"
 
 $(DOCS): docs/requirements.txt | $(INSTALLED)
 	@rm -rf .docs
