@@ -7,16 +7,13 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from conftest import ROOT, write_cache
+from conftest import wait_until, write_cache
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -98,30 +95,37 @@ def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):
     assert found["examples"] == 180
 
 
-def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, tmp_path):
+# Stops the worker at the beginning of round 4, so that this round does not end.
+_STOPPING_IN_ROUND_4 = """
+import psutil
+from tff_kit.training import participation
+draw = participation.draw_missing
+
+def stop_in_round_4(experiment, round_num, count):
+    if round_num == 4:
+        for worker in psutil.Process().children():
+            worker.suspend()
+        print("in round 4", flush=True)
+    return draw(experiment, round_num, count)
+
+participation.draw_missing = stop_in_round_4
+"""
+
+
+def _training_program(*arguments, before=""):
+    """Returns the code that `before` and then trains, as `python -m tff_kit` does."""
+    command = ["tff_kit", "train", "emnist", *map(str, arguments)]
+    return f"{before}\nimport runpy, sys\nsys.argv = {command}\nrunpy.run_module('tff_kit', run_name='__main__')"
+
+
+def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, start_program, tmp_path):
     logdir = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "tff_kit",
-        "train",
-        "emnist",
-        *SMALL,
-        "--rounds",
-        "6",
-        "--eval-every",
-        "2",
-        "--logdir",
-        logdir,
-    ]
-    program = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 3) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    arguments = (*SMALL, "--rounds", 6, "--eval-every", 2, "--logdir", logdir)
+    program = start_program(_training_program(*arguments, before=_STOPPING_IN_ROUND_4))
+    assert b"in round 4\n" in iter(program.stdout.readline, b"")
     children = psutil.Process(program.pid).children(recursive=True)
-    time.sleep(0.1)  # Into round 4.
     program.send_signal(signal.SIGKILL)
-    program.wait()
+    program.communicate(timeout=30)
     assert len(_rows(logdir)) == 3
     assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
     assert not (logdir / "model.keras").exists()
@@ -260,26 +264,11 @@ def test_training_leaves_tffs_context_as_it_was(run):
     assert hello_world() == b"Hello, World!"
 
 
-def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
+def test_ctrl_c_ends_with_a_sentence_and_can_go_on(start_program, tmp_path):
     logdir = tmp_path / "stopped"
-    command = [
-        sys.executable,
-        "-m",
-        "tff_kit",
-        "train",
-        "emnist",
-        *SMALL,
-        "--rounds",
-        "200",
-        "--eval-every",
-        "1",
-        "--logdir",
-        str(logdir),
-    ]
-    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    arguments = (*SMALL, "--filters", 2, "--rounds", 200, "--eval-every", 1, "--logdir", logdir)
+    program = start_program(_training_program(*arguments))
+    wait_until(lambda: (logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2, 120)
     children = psutil.Process(program.pid).children(recursive=True)
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=30)
