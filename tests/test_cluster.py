@@ -396,8 +396,8 @@ def test_workers_listen_on_loopback_only(pair):
     ("arguments", "message"),
     [
         (["--bind", "0.0.0.0"], "Expected --credential for a worker beyond this machine's loopback address"),
-        (["--credential", "nowhere.pem"], "Expected a key and its certificate, PEM, in nowhere.pem"),
-        (["--credential", __file__], "Expected a key and its certificate, PEM"),
+        (["--credential", "nowhere.pem"], "Expected a PEM file with a key and its certificate in nowhere.pem"),
+        (["--credential", __file__], "Expected a PEM file with a key and its certificate"),
     ],
 )
 def test_workers_that_would_serve_everybody_are_refused(arguments, message, capsys):

@@ -49,7 +49,9 @@ def test_a_bad_default_is_refused_as_a_bad_value_is():
 
 
 def test_every_setting_belongs_to_one_group_and_plain_resets_what_is_encoded_or_private():
-    groups = [{f.name for f in dataclasses.fields(group)} for group in (Communication, Algorithm, Participation, Privacy, Training)]
+    groups = [
+        {f.name for f in dataclasses.fields(group)} for group in (Communication, Algorithm, Participation, Privacy, Training)
+    ]
     assert sum(map(len, groups)) == len(set().union(*groups))
     experiment = Undecorated(broadcast="uniform:8", mean="eden:1", broadcast_change=True, server_lr=0.5, rounds=3)
     assert experiment.plain() == Undecorated(rounds=3)

@@ -246,7 +246,7 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
     assert [row["clients_left_out"] for row in rows] == ["1", "1"]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
     assert np.isfinite(float(rows[-1]["test_loss"]))
-    assert "1 clients left out: update not finite" in capsys.readouterr().out
+    assert "1 client left out: update not finite" in capsys.readouterr().out
 
 
 def test_examples_that_can_not_be_read_end_the_run_with_a_sentence(small_cache, tmp_path, capsys):

@@ -23,12 +23,14 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
+  plot cifar10      draw how many pictures, and of which classes, the clients of CIFAR-10 have
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
 _TASK_COMMANDS = {"train": "tff_kit.training.commands:train", "evaluate": "tff_kit.training.commands:evaluate"}
 _COMMANDS = {
     "worker": "tff_kit.runtime.commands:worker",
     "embed": "tff_kit.tasks.keywords.commands:embed",
+    "plot cifar10": "tff_kit.tasks.cifar10.commands:plot_partitions",
     "plot partitions": "tff_kit.tasks.keywords.commands:plot_partitions",
 }
 """Where each command is, MODULE:FUNCTION; it is imported when it is run. Those of tasks are given the task's name."""

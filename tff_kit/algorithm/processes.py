@@ -13,17 +13,18 @@ here of TFF's own parts, under the names they had, with two measurements each:
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit import encoders
+from tff_kit.algorithm.optimizers import OptimizerFn, as_tff_optimizer
+from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum, make_encoders
 
-ModelFn = Callable[[], tff.learning.models.VariableModel]
-OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
-_Modes = te.core.StateAggregationMode
+ModelFn = Union[Callable[[], tff.learning.models.VariableModel], tff.learning.models.FunctionalModel]
 
 
 def build_federated_averaging_process(
@@ -44,9 +45,9 @@ def build_federated_averaging_process(
     counts such clients. When all are left out the model stays as it is.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
-      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns
-        `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; or a `tff.learning.models.FunctionalModel`.
+      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns a Keras optimizer of
+        which TFF has the equivalent, as `tff_kit.algorithm.optimizers.as_tff_optimizer` explains.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.algorithm.privacy`. By default updates
@@ -61,13 +62,13 @@ def build_federated_averaging_process(
       `distributor` and of the `aggregator`.
 
     Raises:
-      TypeError: If an optimizer is neither of the above.
+      TypeError: If an optimizer is neither of the above, or has an option that TFF's has not.
     """
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
     return tff.learning.algorithms.build_weighted_fed_avg(
         model_fn,
-        client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
-        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        client_optimizer_fn=as_tff_optimizer(client_optimizer_fn),
+        server_optimizer_fn=None if server_optimizer_fn is None else as_tff_optimizer(server_optimizer_fn),
         client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or build_mean_factory(),
@@ -81,6 +82,7 @@ def build_encoded_broadcast_process_from_model(
     encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder],
     change_only: bool = False,
     error_feedback: bool = False,
+    initial_weights: Optional[tff.learning.models.ModelWeights] = None,
 ) -> tff.learning.templates.DistributionProcess:
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
@@ -88,9 +90,9 @@ def build_encoded_broadcast_process_from_model(
     and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
     `distortion`, the squared error of the encoding over the squared norm of what was encoded.
 
-    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself. So a client
-    needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be sent stays in the
-    server's weights, and grows there with further updates.
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself or has received
+    before. So a client needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be
+    sent stays in the server's weights, and grows there with further updates.
 
     With `error_feedback` what encoding lost in the round before is added to what is encoded, so that over the rounds all of it is
     sent. That helps an encoder that would never send the small numbers, as coarse rounding. One that always leaves out
@@ -100,13 +102,16 @@ def build_encoded_broadcast_process_from_model(
     keep what they received; here they need not.
 
     Args:
-      model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
+      model_fn: Returns a `tff.learning.models.VariableModel`, or is a `tff.learning.models.FunctionalModel`; tells which weights
+        there are.
       encoder_fn: Returns the `SimpleEncoder` of a variable, trainable or not, given its `tf.TensorSpec`:
         `tff_kit.build_broadcast_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
-      change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
-        wherever it is called, as the models here do when they are given a seed.
+      change_only: Whether to send the difference from the initial weights.
       error_feedback: Whether to add what the last encoding lost.
+      initial_weights: With `change_only`, the weights that every client has, as arrays. How they came there is not counted here:
+        `SizingExecutorFactory.add_received` counts it. By default those that `model_fn` draws, which must be the same in every
+        call, as those of a model with seeded initializers are.
 
     Returns:
       A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
@@ -114,42 +119,34 @@ def build_encoded_broadcast_process_from_model(
 
     Raises:
       TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
+      ValueError: If `model_fn` draws other weights with each call, and no `initial_weights` say which ones clients have.
     """
     weights_type = _weights_type(model_fn)
     specs = tff.types.type_to_tf_tensor_specs(weights_type)
-    encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+    codec = EncodedBroadcast(specs, encoder_fn, error_feedback)
+    if change_only and initial_weights is None and not draws_weights(model_fn):
+        raise ValueError(
+            "Expected model_fn to draw the same weights in every call, since clients draw the ones whose change they receive; "
+            "found others. Give the initializers of its layers a seed, or pass `initial_weights`."
+        )
 
-    def initial_weights():
-        return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
+    def of_clients():
+        return [tf.convert_to_tensor(x) for x in tf.nest.flatten(initial_weights or _make_weights(model_fn))]
 
-    @tff.tensorflow.computation
-    def initial_state():
-        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if error_feedback else ()
-        return tuple(encoder.initial_state() for encoder in encoder_list), lost
+    initial_state = tff.tensorflow.computation(codec.initial_state)
 
     @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
     def encode(state, weights):
-        encoder_states, lost = state
         flat = tf.nest.flatten(weights)
         if change_only:
-            flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
-        if error_feedback:
-            flat = [x + y for x, y in zip(flat, lost)]
-        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
-        encoded = tuple(output[0] for output in outputs)
-        decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
-        measurements = collections.OrderedDict(
-            bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
-            distortion=_normalised(_squared_error_and_norm(flat, decoded)),
-        )
-        lost = tuple(x - y for x, y in zip(flat, decoded)) if error_feedback else ()
-        return (tuple(output[1] for output in outputs), lost), encoded, measurements
+            flat = _map_floats(tf.subtract, flat, of_clients())
+        return codec.encode(state, flat)
 
     @tff.tensorflow.computation(encode.type_signature.result[1])
     def decode(encoded):
-        flat = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        flat = codec.decode(encoded)
         if change_only:
-            flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
+            flat = _map_floats(tf.add, flat, of_clients())
         return tf.nest.pack_sequence_as(specs, flat)
 
     @tff.federated_computation
@@ -187,7 +184,8 @@ def build_encoded_mean_process_from_model(
     the squared error of the clients' encodings over the squared norm of their updates.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; its weights are checked to fit the encoders.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call, or is a `tff.learning.models.FunctionalModel`;
+        its weights are checked to fit the encoders.
       encoder_fn: Returns the `GatherEncoder` of a trainable variable, given its `tf.TensorSpec`, so that each may have another:
         `tff_kit.build_mean_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_gather_encoder(encoder, spec)`.
@@ -199,7 +197,7 @@ def build_encoded_mean_process_from_model(
     Raises:
       TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.
     """
-    _make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
+    make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
     return build_mean_factory(_EncodedSumFactory(encoder_fn))
 
 
@@ -258,7 +256,7 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         self._encoder_fn = encoder_fn
 
     def create(self, value_type):
-        codec = _GatherCodec(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
+        codec = EncodedSum(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
         initial_state = tff.tensorflow.computation(codec.initial_state)
         state_type = initial_state.type_signature.result
         params = tff.tensorflow.computation(codec.params, state_type)
@@ -291,146 +289,36 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         return tff.templates.AggregationProcess(initialize, add)
 
 
-class _GatherCodec:
-    """The steps of an encoded sum as TensorFlow functions: on the server, on a client, and between two partial sums.
+def _map_floats(function: Callable, values: Sequence[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Maps pairs of floats; of counters, states and flags, which travel as they are, it returns the first."""
+    return [function(x, y) if x.dtype.is_floating else x for x, y in zip(values, others)]
 
-    A client's message decodes to a part, and parts add up to a total; both are a dict of the values as far as they are
-    decoded before the sum, what the clients report to the encoders' state, squared error and norm of their encodings,
-    payload bits, and the number of clients.
+
+def draws_weights(model_fn: ModelFn, weights: Optional[tff.learning.models.ModelWeights] = None) -> bool:
+    """Returns whether each call of `model_fn` inside TFF draws the same weights, and where `weights` are given, just those.
+
+    It does where all initializers have a seed or are constant; not where weights are drawn without one, or are loaded into the
+    model after it was made.
     """
-
-    def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
-        self._specs = specs
-        self._encoders = _make_encoders(encoder_fn, specs, te.core.GatherEncoder)
-        self._modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in self._encoders]
-
-    def initial_state(self):
-        return tuple(encoder.initial_state() for encoder in self._encoders)
-
-    def params(self, state):
-        """Parameters of encoding, and of decoding before and after the sum."""
-        return tuple(encoder.get_params(s) for encoder, s in zip(self._encoders, state))
-
-    def encode(self, value, params):
-        """A client's message, with its encodings' squared error and norm."""
-        flat = tf.nest.flatten(value)
-        messages, decoded = [], []
-        for encoder, x, (encoding, before_sum, after_sum) in zip(self._encoders, flat, params):
-            encoded, state_update = encoder.encode(x, encoding)
-            # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
-            messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
-            part = encoder.decode_before_sum(encoded, before_sum)
-            decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
-        return tuple(messages), _squared_error_and_norm(flat, decoded)
-
-    def decode(self, message):
-        """A client's part."""
-        messages, error_and_norm = message
-        updates = (tf.nest.flatten(m["state_update"]) for m in messages)
-        return collections.OrderedDict(
-            values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(self._encoders, messages)),
-            state_updates=self._map_updates(lambda x, mode: x[tf.newaxis] if mode == _Modes.STACK else x, updates),
-            error_and_norm=error_and_norm,
-            bits=tf.cast(encoders.payload_bits(messages), tf.int64),
-            clients=tf.constant([1]),
-        )
-
-    def zero(self, part_specs):
-        """The total of no client."""
-        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), part_specs)
-        zeros["state_updates"] = self._map_updates(_no_update, part_specs["state_updates"])
-        return zeros
-
-    def total_specs(self, part_specs):
-        """The `tf.TensorSpec`s of a total: where updates are stacked, of any number of clients."""
-        stacked = self._map_updates(
-            lambda spec, mode: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec,
-            part_specs["state_updates"],
-        )
-        return collections.OrderedDict(part_specs, state_updates=stacked)
-
-    def merge(self, a, b):
-        """The sum of two totals."""
-        merged = collections.OrderedDict(
-            (key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a if key != "state_updates"
-        )
-        pairs = (tuple(zip(x, y)) for x, y in zip(a["state_updates"], b["state_updates"]))
-        merged["state_updates"] = self._map_updates(_merge_update, pairs)
-        return collections.OrderedDict((key, merged[key]) for key in a)
-
-    def finish(self, state, params, total):
-        """The new state, the sum, and the measurements."""
-        values = [
-            encoder.decode_after_sum(value, after_sum, total["clients"])
-            for encoder, value, (_, _, after_sum) in zip(self._encoders, total["values"], params)
-        ]
-        new_state = tuple(
-            encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
-            for encoder, s, update in zip(self._encoders, state, total["state_updates"])
-        )
-        measurements = collections.OrderedDict(
-            bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
-            distortion=_normalised(total["error_and_norm"]),
-        )
-        return new_state, tf.nest.pack_sequence_as(self._specs, values), measurements
-
-    def _map_updates(self, function, updates):
-        return tuple(tuple(map(function, x, modes)) for x, modes in zip(updates, self._modes))
+    drawn = [_draw_weights(model_fn) for _ in range(2)]
+    expected = drawn[0] if weights is None else tf.nest.flatten(weights)
+    return all(np.array_equal(x, y) for found in drawn for x, y in zip(expected, found))
 
 
-def _no_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
-    if mode == _Modes.STACK:
-        return tf.zeros([0, *spec.shape[1:]], spec.dtype)
-    return tf.fill(spec.shape, tf.cast({_Modes.SUM: 0, _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode], spec.dtype))
+def _draw_weights(model_fn: ModelFn) -> list[np.ndarray]:
+    with tf.Graph().as_default() as graph:
+        weights = tf.nest.flatten(_make_weights(model_fn))
+        with tf.compat.v1.Session(graph=graph) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            return session.run(weights)
 
 
-def _merge_update(pair: tuple[tf.Tensor, tf.Tensor], mode: te.core.StateAggregationMode) -> tf.Tensor:
-    if mode == _Modes.STACK:
-        return tf.concat(pair, axis=0)
-    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](*pair)
-
-
-def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
-    made = [encoder_fn(spec) for spec in tf.nest.flatten(specs)]
-    for encoder in made:
-        if not isinstance(encoder, expected):
-            raise TypeError(
-                f"Expected encoder_fn to return a {expected.__name__}, found {type(encoder).__name__}. "
-                "Tip: a broadcast takes a SimpleEncoder (te.encoders.as_simple_encoder), a mean a GatherEncoder "
-                "(te.encoders.as_gather_encoder)."
-            )
-    return made
-
-
-def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
-    # Half the sum of squares is one operation, which makes no tensor of the squares.
-    error = sum(2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in zip(values, decoded))
-    norm = sum(2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in values)
-    return tf.stack([error, norm])
-
-
-def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
-    return tf.math.divide_no_nan(error_and_norm[0], error_and_norm[1])
+def _make_weights(model_fn: ModelFn) -> tff.learning.models.ModelWeights:
+    if not isinstance(model_fn, tff.learning.models.FunctionalModel):
+        return tff.learning.models.ModelWeights.from_model(model_fn())
+    trainable, non_trainable = model_fn.initial_weights
+    return tff.learning.models.ModelWeights(*(tuple(map(tf.convert_to_tensor, part)) for part in (trainable, non_trainable)))
 
 
 def _weights_type(model_fn: ModelFn) -> tff.Type:
-    with tf.Graph().as_default():
-        return tff.learning.models.weights_type_from_model(model_fn())
-
-
-def _as_tff_optimizer(optimizer_fn: OptimizerFn) -> tff.learning.optimizers.Optimizer:
-    if isinstance(optimizer_fn, tff.learning.optimizers.Optimizer):
-        return optimizer_fn
-    optimizer = optimizer_fn() if callable(optimizer_fn) else optimizer_fn
-    if isinstance(optimizer, tff.learning.optimizers.Optimizer):
-        return optimizer
-    if isinstance(optimizer, tf.keras.optimizers.SGD) and not optimizer.nesterov:
-        return tff.learning.optimizers.build_sgdm(float(optimizer.learning_rate), float(optimizer.momentum) or None)
-    if isinstance(optimizer, tf.keras.optimizers.Adam) and not optimizer.amsgrad:
-        return tff.learning.optimizers.build_adam(
-            float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
-        )
-    raise TypeError(
-        "Expected an optimizer of tff.learning.optimizers, tf.keras.optimizers.SGD or Adam, or a function that returns "
-        f"one; found {optimizer!r}. Tip: tff.learning.optimizers has what TFF can run on clients."
-    )
+    return tff.tensorflow.computation(lambda: _make_weights(model_fn)).type_signature.result
