@@ -5,6 +5,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sqlite3
 
@@ -203,12 +204,10 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, capsys):
     os.close(folder)
 
 
-def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
-    logdir = tmp_path / "again"
-    arguments = (*SMALL, "--rounds", 1, "--logdir", logdir)
-    assert _train(*arguments) == 0
+def test_overwrite_replaces_a_run_and_nothing_else(run, tmp_path):
+    logdir = shutil.copytree(run, tmp_path / "again")
     (logdir / "notes.txt").write_text("keep")
-    assert _train(*arguments, "--seed", 1, "--overwrite") == 0
+    assert _train(*SMALL, "--filters", 2, "--rounds", 1, "--seed", 1, "--logdir", logdir, "--overwrite") == 0
     assert (logdir / "notes.txt").read_text() == "keep"
     assert json.loads((logdir / "settings.json").read_text())["settings"]["seed"] == 1
     assert len(list(logdir.glob("events*"))) == 1
@@ -241,7 +240,7 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
     cache = tmp_path / "cache"
     cache.mkdir()
     write_cache(cache / "emnist_all.sqlite", clients=3, examples=20, nan=("client01",))
-    assert _train("--data", cache, "--clients", 3, "--rounds", 2, "--logdir", tmp_path / "run") == 0
+    assert _train("--data", cache, "--filters", 2, "--clients", 3, "--rounds", 2, "--logdir", tmp_path / "run") == 0
     rows = _rows(tmp_path / "run")
     assert [row["clients_left_out"] for row in rows] == ["1", "1"]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
@@ -252,7 +251,7 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
 def test_examples_that_can_not_be_read_end_the_run_with_a_sentence(small_cache, tmp_path, capsys):
     with sqlite3.connect(small_cache / "emnist_all.sqlite") as database:
         database.execute("UPDATE examples SET serialized_example_proto = x'ff' WHERE split_name = 'digits_only_train'")
-    assert _train("--data", small_cache, "--clients", 3, "--rounds", 1, "--logdir", tmp_path / "run") == 2
+    assert _train("--data", small_cache, "--filters", 2, "--clients", 3, "--rounds", 1, "--logdir", tmp_path / "run") == 2
     assert "error: Round 1 failed on TFF's worker: " in capsys.readouterr().err
 
 
@@ -298,6 +297,12 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     assert "Expected a run of emnist" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def half_minutes(tmp_path_factory):
+    """A folder of embeddings of 30 s."""
+    return embed.demo(tmp_path_factory.mktemp("demo") / "store", window="30s", clients=2, clips_per_client=16).folder
+
+
 @pytest.mark.parametrize(
     ("spec", "bits"),
     [
@@ -305,9 +310,8 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
         ("uniform:8", 8 * (128 * 1500 + 128 * 384 * 12) + 2 * 2 * 32 + 32 * (128 + 12)),
     ],
 )
-def test_bits_of_the_heads_weights_at_thirty_seconds(tmp_path, spec, bits):
-    store = embed.demo(tmp_path / "store", window="30s", clients=2, clips_per_client=16)
-    experiment = tff_kit.KeywordSpotting(data=str(store.folder), rounds=1, broadcast=spec, mean=spec)
+def test_bits_of_the_heads_weights_at_thirty_seconds(half_minutes, tmp_path, spec, bits):
+    experiment = tff_kit.KeywordSpotting(data=str(half_minutes), rounds=1, broadcast=spec, mean=spec)
     row = _rows(tff_kit.train(experiment, tmp_path / "run").path)[0]
     assert int(row["broadcast_bits"]) == 2 * (bits + 4 * 32)
     assert int(row["aggregate_bits"]) == 2 * (bits + 384)
