@@ -37,6 +37,7 @@ _KWS_30S = ("--window", "30s", "--data", "{store_30s}")
 _TIME = ("--memory-rounds", "0")
 _BENCHMARKS = (
     _Benchmark("encoder_time", ("encoders/time",), quick={}),
+    _Benchmark("fuzz_decoders", ("encoders/fuzzing",), quick={}),
     _Benchmark("rate_distortion", ("encoders/rate_distortion",), ("--emnist", "{emnist}", "--kws", "{store_1s}"), quick={}),
     _Benchmark("round_time", ("speed/rounds_emnist",), ("emnist", "--data", "{emnist}", "--rounds", "20", *_TIME), quick={}),
     _Benchmark("round_time", ("speed/rounds_kws_1s",), ("kws", *_KWS_1S, "--rounds", "12", *_TIME)),

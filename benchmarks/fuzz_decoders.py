@@ -7,7 +7,7 @@ give tensors of the expected shapes and dtypes, or a PayloadError. Each stage is
 crash is counted and not suffered: `crashes` are other errors and ended processes, `hangs` inputs of more than 20 s. The
 largest allocation is the growth of the process's resident memory during one decoding, over the bytes of the tensor.
 
-A run that was ended goes on where it stopped. Writes results/fuzz_decoders.md.
+A run that was ended goes on where it stopped. Writes results/encoders/fuzzing.csv.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Union
+from typing import Callable, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 import tyro
 from rich.progress import track
 
-from benchmarks.results import machine, write_table
+from benchmarks import results
 from tff_kit import encoders
 from tff_kit.encoders.message import HEADER_BYTES, Layout
 
@@ -62,7 +62,6 @@ SPECS = (
 _SMALL = ((40, 25), (100,), (7, 3))
 _LARGE = ((1024, 1024),)
 _MEASURED = 25  # Payloads of the large tensor a stage.
-_LOGS = pathlib.Path(__file__).resolve().parent.parent / "logs" / "fuzz_decoders"
 _HANGS_AFTER = 20.0  # Seconds.
 
 Codec = Union[encoders.BroadcastCodec, encoders.MeanCodec]
@@ -91,7 +90,8 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
+        kinds: list[Callable[..., np.ndarray]] = [generator.normal, generator.standard_cauchy]
+        kinds.append(lambda size: generator.integers(0, 2, size))
         return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
 
     def decode(self, payload: bytes) -> str:
@@ -223,7 +223,7 @@ def measure(number: int) -> None:
         payload = mutated(np.random.default_rng([number, i]), target.codec.layout, target.payloads)
         before = _resident_bytes()
         target.decode(payload)
-        largest = max(largest, (_peak_bytes() - before) / size)
+        largest = max(largest, float((_peak_bytes() - before) / size))
     print(json.dumps(largest))
 
 
@@ -244,21 +244,21 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _run(number: int, wanted: int, counts: Counts) -> None:
+def _run(number: int, wanted: int, counts: Counts, folder: pathlib.Path) -> None:
     """Fuzzes a SPEC in another process until it has `wanted` inputs; a process that ends early costs one input."""
     while counts.inputs < wanted:
         with _child("fuzz", number, counts.inputs, wanted - counts.inputs) as child:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 counts.add(*json.loads(line))
                 if counts.inputs % 500 == 0:
-                    _save(counts)
+                    _save(counts, folder)
         if child.returncode:
             counts.add("hangs" if child.returncode == 1 else f"crashes: exit status {child.returncode}", _HANGS_AFTER)
-        _save(counts)
+        _save(counts, folder)
     if not counts.allocated:
         with _child("measure", number) as child:
-            counts.allocated = json.loads(child.stdout.read())
-        _save(counts)
+            counts.allocated = json.loads(child.communicate()[0])
+        _save(counts, folder)
 
 
 def _child(what: str, *arguments: int) -> subprocess.Popen:
@@ -268,42 +268,56 @@ def _child(what: str, *arguments: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
-def _path(spec: str) -> pathlib.Path:
-    return _LOGS / f"{spec.replace('/', '_')}.json"
+def _path(folder: pathlib.Path, spec: str) -> pathlib.Path:
+    return folder / f"{spec.replace('/', '_')}.json"
 
 
-def _save(counts: Counts) -> None:
-    _LOGS.mkdir(parents=True, exist_ok=True)
-    temporary = _path(counts.spec).with_suffix(".tmp")
+def _save(counts: Counts, folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = _path(folder, counts.spec).with_suffix(".tmp")
     temporary.write_text(json.dumps(dataclasses.asdict(counts), indent=1))
-    temporary.replace(_path(counts.spec))
+    temporary.replace(_path(folder, counts.spec))
 
 
-def _load(spec: str) -> Counts:
-    return Counts(**json.loads(_path(spec).read_text())) if _path(spec).exists() else Counts(spec)
+def _load(folder: pathlib.Path, spec: str) -> Counts:
+    file = _path(folder, spec)
+    return Counts(**json.loads(file.read_text())) if file.exists() else Counts(spec)
 
 
-def main(inputs: int = 300_000) -> None:
-    """Fuzzes and writes results/fuzz_decoders.md.
+def main(inputs: int = 300_000, logdir: Optional[pathlib.Path] = None, quick: bool = False) -> None:
+    """Fuzzes and writes results/encoders/fuzzing.csv.
 
     Args:
       inputs: How many, in equal parts for all SPECs.
+      logdir: Where the counts so far are kept; by default a folder of this commit in logs/.
+      quick: Try it on one SPEC, into logs/results-quick/.
     """
-    counted = [_load(spec) for spec in SPECS]
+    specs, wanted = (SPECS[:1], 100) if quick else (SPECS, -(-inputs // len(SPECS)))
+    folder = logdir or results.runs_folder("fuzz_decoders", quick)
+    counted = [_load(folder, spec) for spec in specs]
     for number, counts in enumerate(track(counted, "fuzzing")):
-        _run(number, -(-inputs // len(SPECS)), counts)
-    total = sum(c.inputs for c in counted)
-    lines = [
-        f"`python -m benchmarks.fuzz_decoders --inputs {inputs}`, {total:,} inputs, {machine()}, TensorFlow {tf.__version__}.",
-        "",
-        "| SPEC | inputs | decoded | refused | crashes | hangs | slowest s | largest allocation / tensor |",
-        "|---|---|---|---|---|---|---|---|",
+        _run(number, wanted, counts, folder)
+    rows = [
+        {
+            "spec": c.spec,
+            "inputs": c.inputs,
+            "decoded": c.decoded,
+            "refused": c.refused,
+            "crashes": c.crashes,
+            "hangs": c.hangs,
+            "slowest_seconds": round(c.worst, 3),
+            "allocated_over_tensor": round(c.allocated, 2),
+            "failures": "; ".join(c.failures) or None,
+        }
+        for c in counted
     ]
-    for c in counted:
-        ends = f"{c.decoded:,} | {c.refused:,} | {c.crashes} | {c.hangs}"
-        lines.append(f"| `{c.spec}` | {c.inputs:,} | {ends} | {c.worst:.2f} | {c.allocated:.1f} |")
-    lines += ["", *(f"* `{c.spec}`: {failure}" for c in counted for failure in c.failures)]
-    write_table("fuzz_decoders.md", lines)
+    source = results.Source(
+        command=f"python -m benchmarks.fuzz_decoders --inputs {inputs}",
+        data=f"{sum(c.inputs for c in counted):,} random and mutated payloads of tensors of up to {_SMALL[0]} numbers",
+        seeds="one an input: the number of the SPEC and that of the input",
+        spread="none: counts, the slowest input and the largest allocation",
+    )
+    results.write("encoders/fuzzing", rows, source, quick)
 
 
 if __name__ == "__main__":
