@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import tensorflow as tf
@@ -90,7 +90,7 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds: list[Callable[..., np.ndarray]] = [generator.normal, generator.standard_cauchy]
+        kinds: list[Callable[..., Any]] = [generator.normal, generator.standard_cauchy]
         kinds.append(lambda size: generator.integers(0, 2, size))
         return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
 
