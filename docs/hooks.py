@@ -12,6 +12,12 @@ from mkdocs.structure.files import File
 _PUBLISHED = ("results/**/*.png", "results/**/*.csv", "notebooks/*.ipynb", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")
 _FOLDER = "repository"
 _PACKAGE = "tff_kit"
+_ABOUT = """
+::: {name}
+    options:
+      members: false
+      show_root_heading: false
+"""
 _MODULE = """
 ## `{name}`
 
@@ -35,7 +41,8 @@ def on_files(files, config):
     pages["settings"] = [path for path in sorted((root / _PACKAGE).glob("*.py")) if not path.name.startswith("_")]
     for name, paths in pages.items():
         modules = [_module(path.relative_to(root)) for path in paths if not path.name.startswith("_")]
-        content = f"# {name.capitalize()}\n" + "".join(_MODULE.format(name=module) for module in modules)
+        about = "" if name == "settings" else _ABOUT.format(name=f"{_PACKAGE}.{name}")
+        content = f"# {name.capitalize()}\n{about}" + "".join(_MODULE.format(name=module) for module in modules)
         files.append(File.generated(config, f"api/{name}.md", content=content))
     return files
 
