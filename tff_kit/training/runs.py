@@ -1,12 +1,14 @@
-"""Run directories: what a training leaves on disk, and who may write there.
+"""Run directories: what a training leaves on disk, and which process may write there.
 
-settings.json   the experiment's settings, the data's name, versions
-metrics.csv     a line a round
-events.*        TensorBoard's
-checkpoints/    the last states of the process, to resume from
-model.keras     the final Keras model
-model.safetensors, test.json   of a training without federation: the same for PyTorch, and the final test
-worker.log      what TFF's worker printed
+| file | content |
+|---|---|
+| `settings.json` | the experiment's settings, the data's name, versions |
+| `metrics.csv` | a row for each round |
+| `events.*` | TensorBoard's curves |
+| `checkpoints/` | the last states of the training, to resume from |
+| `model.keras` | the final Keras model |
+| `model.safetensors`, `test.json` | without federation: the model for PyTorch, and the final test |
+| `worker.log` | the output of TFF's worker |
 """
 
 from __future__ import annotations
