@@ -18,7 +18,7 @@ from tff_kit.training import runs
 
 @dataclasses.dataclass(frozen=True)
 class _NoMachines:
-    """Of a training that runs in this process."""
+    """The machines of a training that runs in this process: none to choose."""
 
 
 def train(task: str, arguments: Sequence[str]) -> Callable:
