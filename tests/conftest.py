@@ -21,8 +21,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.hookimpl(tryfirst=True)  # Before tests are selected by their marks.
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "shared" in item.fixturenames:
-            item.add_marker("data")
+        for fixture, mark in (("shared", "data"), ("start_program", "process")):
+            if fixture in item.fixturenames:
+                item.add_marker(mark)
 
 
 def wait_until(condition, seconds=30):

@@ -22,6 +22,8 @@ from tff_kit import __main__ as command_line
 from tff_kit.tasks.keywords import embed, speech_commands, whisper
 from tff_kit.training import runs
 
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
 PORT = 7000
 
 
