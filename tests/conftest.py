@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import functools
 import os
 import pathlib
+import runpy
 import sqlite3
 import subprocess
 import sys
@@ -43,11 +45,26 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def writers(shared, tmp_path_factory):
-    """A cache folder with the digits of 700 writers."""
-    folder = tmp_path_factory.mktemp("mnist-by-writer")
-    subprocess.run([sys.executable, shared / "tools/make_data.py", "emnist", folder], check=True, capture_output=True)
-    return folder
+def unpack(shared):
+    """The function of the developers' tool that unpacks a kind of data from one folder into another."""
+    tool = runpy.run_path(str(shared / "tools/make_data.py"))
+    return lambda kind, data, out: tool[kind](data, out)
+
+
+@pytest.fixture(scope="session")
+def cache_of_writers(shared, unpack, tmp_path_factory):
+    """Returns a cache folder with the digits of the first `count` of the 700 writers."""
+
+    @functools.cache
+    def cache(count):
+        folder = tmp_path_factory.mktemp(f"{count}-writers")
+        archive = np.load(shared / "data/digits_by_writer.npz")
+        kept = np.isin(archive["writer"], np.unique(archive["writer"])[:count])
+        np.savez(folder / "digits_by_writer.npz", **{name: archive[name][kept] for name in archive})
+        unpack("emnist", folder, folder)
+        return folder
+
+    return cache
 
 
 @pytest.fixture
