@@ -170,8 +170,12 @@ def write_wav(path: pathlib.Path, samples, rate: int = 16_000, channels: int = 1
 
 @pytest.fixture
 def speech_folder(tmp_path) -> pathlib.Path:
+    """A folder of its own with what `write_speech` writes."""
+    return write_speech(tmp_path / "speech")
+
+
+def write_speech(folder: pathlib.Path) -> pathlib.Path:
     """Thirty speakers who say yes, no, and bed twice; every clip holds its own number. Two background recordings."""
-    folder = tmp_path / "speech"
     for speaker in range(30):
         for k, word in enumerate(("yes", "no", "bed")):
             for n in range(2):
