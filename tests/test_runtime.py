@@ -67,6 +67,7 @@ def test_a_worker_ends_with_a_program_that_is_killed(start, sent):
     _assert_gone(worker)
 
 
+@pytest.mark.process
 def test_a_program_that_ends_well_says_nothing_on_its_way_out():
     # Not forked, to end with all that it has imported itself.
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
