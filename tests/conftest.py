@@ -1,5 +1,6 @@
-"""What tests share: data, and patience."""
+"""What tests share: data, programs, and patience."""
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -10,10 +11,18 @@ import time
 import wave
 
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # Before tests are selected by their marks.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker("data")
 
 
 def wait_until(condition, seconds=30):
@@ -82,6 +91,26 @@ def run_python(*arguments, **options):
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, text=True, capture_output=True, timeout=300, check=False, **options
     )
+
+
+@pytest.fixture(scope="session")
+def parent_of_programs():
+    parent = programs.Parent(ROOT)
+    yield parent
+    parent.stop()
+
+
+@pytest.fixture
+def start_program(parent_of_programs):
+    """Starts Python code as a program that has imported TensorFlow Federated already; one at a time."""
+    with contextlib.ExitStack() as stack:
+
+        def start(code):
+            program = parent_of_programs.start(code)
+            stack.callback(program.stop)
+            return program
+
+        yield start
 
 
 @pytest.fixture(scope="session")

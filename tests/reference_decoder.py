@@ -1,7 +1,7 @@
 """A decoder of the entropy coder's bytes in plain NumPy, written from docs/format.md and nothing else.
 
-It is slow and shares no line with the project's decoder: where the two agree, the document says what the bytes mean. Names of
-sections in comments are the document's.
+It is slow and shares no line with the project's decoder: where the two agree, the document says what the bytes mean. The first
+line of a docstring names the document's section.
 """
 
 import itertools

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference_decoder
 import tensorflow as tf
 import tensorflow_federated as tff
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from tff_kit import encoders  # And with it the default context.
 from tff_kit.encoders.entropy import codebook, fields, header, line_order, rans, stage, tables, tuples
 
 STAGE = encoders.EntropyCodingStage()
+_REFERENCE_SIZE = 2**18  # The reference decoder is slow.
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
 
@@ -38,11 +40,14 @@ class EntropyCodingStageTest(te.testing.BaseEncodingStageTest):
 
 
 def _round_trip(x):
-    """Returns the decoded array and the bits that travel; asserts dtype and shape."""
+    """Returns the decoded array and the bits that travel; asserts dtype and shape, and that the document's decoder agrees."""
     encoded = STAGE.encode(tf.constant(x), {})
     decoded, bits = STAGE.decode(encoded, {}, shape=list(x.shape)), encoders.payload_bits(encoded)
     assert decoded.dtype == x.dtype
     assert decoded.shape == x.shape
+    if x.size <= _REFERENCE_SIZE:
+        payload = encoded[STAGE.PAYLOAD_KEY].numpy().tobytes()
+        np.testing.assert_array_equal(reference_decoder.decode(payload, x.shape, x.dtype), decoded)
     return decoded.numpy(), int(bits)
 
 
@@ -209,6 +214,18 @@ def test_behind_a_quantizer_and_inside_the_worker():
     levels = quantization.encode(tf.constant(x), {})
     np.testing.assert_allclose(decoded, quantization.decode(levels, {}), rtol=0, atol=1e-5)
     assert bits <= 1.05 * _entropy_bits(levels[quantization.LEVELS_KEY].numpy()) + 1000
+
+
+def test_bytes_that_are_no_payload_end_in_one_sentence_inside_the_worker_too():
+    @tff.tensorflow.computation(tff.TensorType(np.uint8, [None]))
+    def decode(payload):
+        return STAGE.decode({STAGE.PAYLOAD_KEY: payload}, {}, shape=[500])
+
+    x = _gaussian(2, 500)
+    payload = STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY].numpy()
+    np.testing.assert_array_equal(decode(payload), x)
+    with pytest.raises(Exception, match=r"Expected a stream of at least \d+ bits, found \d+\.|Expected at least \d+ bypass bits"):
+        decode(payload[:-20])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

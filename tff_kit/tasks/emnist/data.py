@@ -60,23 +60,27 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
 
     if data == "digits":
         return _load_scikit_learn(batches, only_digits, "This")
-    folder = pathlib.Path.home() / ".tff" if data in _NAMES else pathlib.Path(data)
-    if data == "mnist-by-writer":
-        folder = folder / data
-        folder.mkdir(parents=True, exist_ok=True)
-    elif data not in _NAMES and not folder.is_dir():
+    path = database_of(data)
+    if data not in _NAMES and not path.parent.is_dir():
         raise DataError(f"Expected --data to be {', '.join(_NAMES)} or a folder; found {data!r}, and no such folder.")
-    if not (folder / _FILE).exists() and (data == "mnist-by-writer" or mnist_by_writer.is_source(folder)):
-        mnist_by_writer.build(folder, folder / _FILE)
-    missing = None if (folder / _FILE).exists() else _download(folder)
+    if not path.exists() and (data == "mnist-by-writer" or mnist_by_writer.is_source(path.parent)):
+        mnist_by_writer.build(path.parent, path)
+    missing = None if path.exists() else _download(path.parent)
     if missing is None:
-        return _load_sqlite(folder / _FILE, batches, only_digits)
+        return _load_sqlite(path, batches, only_digits)
     if data == "auto":
         return _load_scikit_learn(batches, only_digits, f"EMNIST is not here ({missing}), so this")
     raise DataError(
-        f"Expected EMNIST as {_FILE} in {folder} or over the network, found neither: {missing}. "
+        f"Expected EMNIST as {path.name} in {path.parent} or over the network, found neither: {missing}. "
         "Put the file there, or use --data digits."
     )
+
+
+def database_of(data: str) -> pathlib.Path:
+    """Returns where the database of clients is, or shall be; `data` is as in `load`, but not the digits in scikit-learn."""
+    if data in ("auto", "emnist"):
+        return pathlib.Path.home() / ".tff" / _FILE
+    return (pathlib.Path.home() / ".tff" / data if data == "mnist-by-writer" else pathlib.Path(data)) / _FILE
 
 
 def _image_and_label(example) -> tuple[tf.Tensor, tf.Tensor]:
