@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tff_kit.training.evaluation import evaluate
     from tff_kit.training.rounds import train
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "CentralizedKeywordSpotting": "tasks.keywords",
     "Emnist": "tasks.emnist",
