@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Union
+from typing import Callable, Union
 
 import numpy as np
 import tensorflow as tf
@@ -91,7 +91,7 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
+        kinds: tuple[Callable, ...] = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
         return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
 
     def decode(self, payload: bytes) -> str:
@@ -222,7 +222,7 @@ def fuzz(number: int, first: int, count: int) -> None:
 def measure(number: int) -> None:
     """Prints the largest allocation of decoding altered payloads of a large tensor, over its bytes."""
     target = Target(SPECS[number], _LARGE)
-    size = 4 * np.prod(_LARGE[0])
+    size = 4 * int(np.prod(_LARGE[0]))
     target.decode(target.payloads[0])
     largest = 0.0
     for i in range(_MEASURED):
@@ -254,7 +254,7 @@ def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
     """Fuzzes a SPEC in another process until it has `wanted` inputs; a process that ends early costs one input."""
     while counts.inputs < wanted:
         with _child("fuzz", number, counts.inputs, wanted - counts.inputs) as child:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 counts.add(*json.loads(line))
                 if counts.inputs % 500 == 0:
                     _save(counts, file)
@@ -263,7 +263,7 @@ def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
         _save(counts, file)
     if not counts.allocated:
         with _child("measure", number) as child:
-            counts.allocated = json.loads(child.stdout.read())
+            counts.allocated = json.loads(child.communicate()[0])
         _save(counts, file)
 
 
