@@ -20,7 +20,7 @@ DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint docs settings tables results results-quick bench bench-rd bench-peers requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -63,7 +63,10 @@ run-notebooks: setup ## Executes the notebooks at full size and keeps their outp
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
 test: setup ## Runs all tests.
-	@$(PYTHON) -m pytest -n 2 --dist loadfile
+	@$(PYTHON) -m pytest -n 2 --dist worksteal
+
+test-fast: setup ## Runs the tests that need neither much time nor data nor programs of their own.
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not (slow or data or process)"
 
 lint: setup ## Checks style, types and the documents' tables.
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m benchmarks.tables --check
@@ -72,7 +75,7 @@ docs: setup $(DOCS) ## Builds the documents as a site in site/. Broken links and
 	@$(PYTHON) scripts/settings_page.py --check
 	@.docs/bin/python scripts/check_docstrings.py
 	@NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "The site is in site/index.html. Its search needs a server: python3 -m http.server --directory site"
 
 $(DOCS): docs/requirements.txt | $(INSTALLED)
 	@rm -rf .docs
@@ -86,7 +89,7 @@ settings: setup ## Writes docs/settings.md from the settings' docstrings.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
-results: setup $(PEERS:%=.peers/%/.installed) ## Reruns all behind the tables, hours; goes on where it was stopped. DATA=, SPEECH=, WHISPER=.
+results: setup $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
 	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
 	@$(PYTHON) -m benchmarks.tables
 

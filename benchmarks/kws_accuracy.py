@@ -25,6 +25,7 @@ from typing_extensions import Literal
 import tff_kit
 from benchmarks import results
 from benchmarks.trained import final, tested, trained
+from tff_kit.tasks.keywords.data import EmbeddingDataset
 from tff_kit.training import runs
 
 _FEDERATED: dict[str, dict[str, Any]] = {
@@ -38,6 +39,7 @@ _ALSO: dict[str, dict[str, dict[str, Any]]] = {
     },
     "30s": {},
 }
+Curves = dict[str, list[list[float]]]
 _COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:red")
 # Flower's example trains with 1e-3 without federation too; on a few thousand clips less is better.
 _CENTRALIZED = {f"no federation, learning rate {rate}": float(rate) for rate in ("1e-3", "3e-4", "1e-4")}
@@ -77,7 +79,7 @@ def summary(finals: list[results.Row]) -> list[results.Row]:
     return rows
 
 
-def _plot(title: str, curves: dict[str, list[list[float]]], levels: dict[str, float], file: pathlib.Path) -> None:
+def _plot(title: str, curves: Curves, levels: dict[str, float], file: pathlib.Path) -> None:
     drawn = figure.Figure(figsize=(7.5, 5), layout="constrained")
     axis = drawn.subplots()
     for (way, seeds), colour in zip(curves.items(), _COLOURS):
@@ -93,15 +95,43 @@ def _plot(title: str, curves: dict[str, list[list[float]]], levels: dict[str, fl
     drawn.savefig(file, dpi=110)
 
 
-def _centralized_runs(base: tff_kit.KeywordSpotting, epochs: int, seeds: int, folder: pathlib.Path) -> list[results.Row]:
-    """Trains without federation; returns a row for each run."""
+def _centralized_runs(
+    base: tff_kit.KeywordSpotting, rates: dict[str, float], epochs: int, seeds: int, folder: pathlib.Path
+) -> list[results.Row]:
+    """Trains without federation at each of `rates`; returns a row for each run."""
     rows = []
-    for (name, rate), seed in itertools.product(_CENTRALIZED.items(), range(seeds)):
+    for (name, rate), seed in itertools.product(rates.items(), range(seeds)):
         training = tff_kit.CentralizedKeywordSpotting(
             epochs=epochs, learning_rate=rate, window=base.window, data=base.data, seed=seed
         )
         rows.append({"training": name, "seed": seed, **_centralized(trained(training, folder / _folder(name, seed)))})
     return rows
+
+
+def _federated_runs(
+    base: tff_kit.KeywordSpotting, federated: dict[str, dict[str, Any]], seeds: int, folder: pathlib.Path
+) -> tuple[list[results.Row], Curves]:
+    """Trains by federated averaging in each way; returns a row for each run, and the accuracies after each round."""
+    rows = []
+    curves: Curves = {name: [] for name in federated}
+    for name, seed in itertools.product(federated, range(seeds)):
+        experiment = dataclasses.replace(base, seed=seed, **federated[name])
+        logged = trained(experiment, folder / _folder(name, seed)).read_metrics()
+        seconds = statistics.median(row["seconds"] for row in logged)
+        rows.append({"training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
+        curves[name].append([row["test_accuracy"] for row in tested(logged)])
+    return rows, curves
+
+
+def _sizes(dataset: EmbeddingDataset) -> str:
+    """Returns what the data is, and how many clips of it are for what."""
+    assert dataset.store is not None
+    clips, clients = dataset.store.clips, dataset.store.client_ids
+    to_train = sum(clips[f"clients/{client}"] for client in clients)
+    return (
+        f"{dataset.name}: {to_train:,} clips of {len(clients)} clients to train on, {clips['validation']} for validation, "
+        f"{clips['test']} to test"
+    )
 
 
 def main(
@@ -129,34 +159,27 @@ def main(
     base = tff_kit.KeywordSpotting(data=data, window=window, rounds=rounds)
     base = dataclasses.replace(base, clients=2) if quick else base
     dataset = base.load_data()
-    store = dataset.store
-    assert store is not None  # It is for data that was made in memory only.
-    of_data = window + (f"_{store.copies}_copies" if store.copies else "")
+    assert dataset.store is not None  # It is for data that was made in memory only.
+    copies = dataset.store.copies
+    rates, federated = dict(_CENTRALIZED), {**_FEDERATED, **({} if copies else _ALSO[window])}
+    if quick:
+        rates, federated = dict([*rates.items()][:2]), dict([*federated.items()][:2])
+    of_data = window + (f"_{copies}_copies" if copies else "")
     folder = (logdir or results.runs_folder("kws_accuracy", quick)) / of_data
-    finals = _centralized_runs(base, epochs, seeds, folder)
-    levels = {name: statistics.mean(r["test_accuracy"] for r in finals if r["training"] == name) for name in _CENTRALIZED}
-    federated = {**_FEDERATED, **({} if store.copies else _ALSO[window])}
-    curves: dict[str, list[list[float]]] = {name: [] for name in federated}
-    for name, seed in itertools.product(federated, range(seeds)):
-        experiment = dataclasses.replace(base, seed=seed, **federated[name])
-        logged = trained(experiment, folder / _folder(name, seed)).read_metrics()
-        seconds = statistics.median(row["seconds"] for row in logged)
-        finals.append({"training": name, **final(experiment, logged), "seconds_a_round": round(seconds, 3)})
-        curves[name].append([row["test_accuracy"] for row in tested(logged)])
-    clips = store.clips
-    to_train = sum(clips[f"clients/{client}"] for client in store.client_ids)
+    finals = _centralized_runs(base, rates, epochs, seeds, folder)
+    levels = {name: statistics.mean(r["test_accuracy"] for r in finals if r["training"] == name) for name in rates}
+    runs_of_clients, curves = _federated_runs(base, federated, seeds, folder)
+    finals += runs_of_clients
     source = results.Source(
         command=f"python -m benchmarks.kws_accuracy --window {window} --data FOLDER",
-        data=f"{dataset.name}: {to_train:,} clips of {len(store.client_ids)} clients to train on, {clips['validation']} "
-        f"for validation, {clips['test']} to test; {rounds} rounds of {base.clients} clients, or {epochs} epochs",
+        data=f"{_sizes(dataset)}; {rounds} rounds of {base.clients} clients, or {epochs} epochs",
         seeds=results.in_words(range(seeds)),
         spread="smallest and largest of the seeds, all on one split of the speakers",
     )
-    _plot(dataset.name, curves, levels, results.path(f"keywords/accuracy_{of_data}", ".png", quick))
-    columns = list(finals[-1])
-    every = [{name: row.get(name) for name in columns} for row in finals]
-    results.write(f"keywords/accuracy_{of_data}_runs", every, source, quick)
-    results.write(f"keywords/accuracy_{of_data}", summary(finals), source, quick)
+    name = f"keywords/accuracy_{of_data}"
+    _plot(dataset.name, curves, levels, results.path(name, ".png", quick))
+    results.write(f"{name}_runs", [{column: run.get(column) for column in finals[-1]} for run in finals], source, quick)
+    results.write(name, summary(finals), source, quick)
 
 
 if __name__ == "__main__":

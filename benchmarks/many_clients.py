@@ -28,6 +28,7 @@ import tff_kit
 from benchmarks import results
 from tff_kit.algorithm import assembly
 from tff_kit.runtime import cluster
+from tff_kit.tasks.emnist.data import database_of
 
 _SPEC = "uniform:8"
 
@@ -52,7 +53,8 @@ def ends_with_this_process() -> str:
 def _halves(data: str) -> Iterator[str]:
     """Makes a folder of the data in `data` in which each writer is two clients, who have every other of its digits."""
     with tempfile.TemporaryDirectory() as folder:
-        path = shutil.copy(pathlib.Path(data) / "emnist_all.sqlite", folder)
+        tff_kit.Emnist(data=data).load_data()  # Makes the database where it is not there yet.
+        path = shutil.copy(database_of(data), folder)
         with contextlib.closing(sqlite3.connect(path)) as database, database:
             database.execute("UPDATE examples SET client_id = client_id || '-' || (rowid % 2)")
             database.execute("DELETE FROM client_metadata")
@@ -103,18 +105,20 @@ def main(
     if quick:
         data, clients, at_a_time, halves = "digits", (4,), (2,), False
     with _halves(data) if halves else contextlib.nullcontext(data) as folder:
-        name, rows = _measure_all(folder, clients, at_a_time)
+        name, in_data, rows = _measure_all(folder, clients, at_a_time)
+    if halves:
+        name = f"{in_data // 2} writers in {database_of(data).parent.name}, each as two clients with half of its digits"
     source = results.Source(
         command="python -m benchmarks.many_clients --data FOLDER" + " --halves" * halves,
-        data=f"{name}, {_SPEC} both ways, sized" + ("; each writer as two clients with half of its digits" if halves else ""),
+        data=f"{name}; {_SPEC} both ways, sized",
         seeds="0",
         spread="none: medians of up to five rounds",
     )
     results.write("cluster/many_clients", rows, source, quick)
 
 
-def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[str, list[results.Row]]:
-    """Returns the name of the data, and a row for each number of clients and of clients at a time."""
+def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[str, int, list[results.Row]]:
+    """Returns the name of the data, how many clients it has, and a row for each number of clients and of clients at a time."""
     rows = []
     for limit, count in itertools.product(at_a_time, clients):
         rounds = max(1, min(5, 200 // count))
@@ -132,7 +136,7 @@ def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]
                 "worker_peak_mib": found["worker"],
             }
         )
-    return found["data"], rows
+    return found["data"], found["in_data"], rows
 
 
 if __name__ == "__main__":

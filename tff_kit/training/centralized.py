@@ -35,22 +35,22 @@ def train(
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
       resume: Go on with a run that was stopped or killed, after its last whole epoch; more epochs are allowed.
       overwrite: Replace a run in `logdir`.
-      console: Where to report progress; by default standard output.
+      console: The console that reports progress. The default is standard output.
 
     Returns:
       The run directory; `tff_kit.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing or broken.
-      tff_kit.runs.RunError: If `logdir` can't be used as asked, or `training.checkpoint` can't be started from.
+      tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or `training.checkpoint` cannot be loaded.
     """
     console = console or Console()
     data = training.load_data()
-    path = runs.default_path(logdir, training.task, f"seed{training.seed}")
+    path = runs.run_path(logdir, resume, training.task, f"seed{training.seed}")
     metric = training.metrics()[0]
     measure, better = f"val_{metric.build().name}", "max" if metric.higher_is_better else "min"
     model = _start_model(training)
-    with runs.open_run(path, training, resume, overwrite) as run:
+    with runs.open_run(path, training, resume, overwrite) as run, runs.told(run):
         run.write_settings(training, data.name, data.notes)
         report.print_heading(console, f"{training.task}, all clients' examples together,", data, run.path)
         last = tf.train.latest_checkpoint(run.checkpoints)

@@ -1,4 +1,4 @@
-"""What a federated training writes of each round: a line of metrics.csv, and points of TensorBoard's curves."""
+"""Writes each round of a federated training to metrics.csv and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _TELLING = ("broadcast", "mean", "client_lr", "seed", "rounds")
 def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """Returns the columns of metrics.csv.
 
-    Bits are running totals over all clients. A test value stands where there was a test, the clipping norm of the next round and
-    epsilon so far where there is differential privacy, and the distortion of what was aggregated where it can be measured.
+    Bits are running totals over all clients. `clients_left_out` had an update that is not finite, `clients_empty` no examples;
+    where these were all clients of a round, nothing was measured, and the training's values are empty. A test value stands where
+    there was a test, the clipping norm of the next round and epsilon so far where there is differential privacy, the distortion
+    of what was aggregated where it can be measured, and `clients_empty` where clients are weighted by their examples.
     """
     names = ["loss", *(metric.name for metric in metrics)]
     return (
@@ -37,6 +39,7 @@ def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
         "broadcast_distortion",
         "aggregate_distortion",
         "clients_left_out",
+        "clients_empty",
         "clients_dropped",
         "clients_late",
         "clipping_norm",

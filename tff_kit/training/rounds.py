@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import grpc
@@ -42,22 +42,22 @@ def train(
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
       resume: Go on with a run that was stopped or killed, from its last checkpoint.
       overwrite: Replace a run in `logdir`.
-      console: Where to report progress; by default standard output.
-      machines: Where to compute; by default on a worker process of this machine that ends with the training.
+      console: The console that reports progress. The default is standard output.
+      machines: The machines to train on. The default is a worker process of this machine that ends with the training.
 
     Returns:
       The run directory; `tff_kit.training.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
-      tff_kit.training.runs.RunError: If `logdir` can't be used as asked, or a round can't be computed.
-      tff_kit.runtime.WorkerError: If a worker can't be started or does not answer.
+      tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or a round cannot be computed.
+      tff_kit.runtime.WorkerError: If a worker cannot start or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
-    path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run:
+    path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
+    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
@@ -171,24 +171,27 @@ class _Training:
         self._sizes.add_receivers(int(late.sum()))
         self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
         sizes = self._sizes.get_size_info()
-        train = metrics["client_work"]["train"]
+        # Where all clients were left out nothing was measured, and sums are zero.
+        train = metrics["client_work"]["train"] if metrics["client_work"]["train"]["num_examples"] else {}
         # An aggregation of one's own measures what it likes.
         aggregator = metrics["aggregator"] if isinstance(metrics["aggregator"], Mapping) else {}
         mean, weight = aggregator.get("mean_value") or {}, aggregator.get("mean_weight") or {}
         row = {
             "round": round_num,
-            "train_loss": train["loss"],
-            **{f"train_{name}": train[keras_name] for name, keras_name in self._metrics},
+            "train_loss": train.get("loss"),
+            **{f"train_{name}": train.get(keras_name) for name, keras_name in self._metrics},
             "test_loss": None,
             **{f"test_{name}": None for name, _ in self._metrics},
             "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
             "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
-            "aggregate_distortion": mean.get("distortion"),  # None where nothing is encoded: of secure sums and noisy ones.
+            "aggregate_distortion": mean.get("distortion")
+            if train
+            else None,  # None where nothing is encoded: of secure sums and noisy ones.
             "clients_dropped": int(dropped.sum()),
             "clients_late": int(late.sum()),
-            "clients_left_out": weight.get("left_out"),
+            **self._left_out(weight.get("left_out"), heard_clients),
             "clipping_norm": mean.get("clipping_norm"),
             "epsilon": self._accountant and self._accountant.epsilon(round_num),
         }
@@ -197,6 +200,17 @@ class _Training:
             tested = evaluate_model(self._model, self._data.test, experiment)
             row.update({f"test_{name}": value for name, value in tested.items() if name != "examples"})
         return state, row
+
+    def _left_out(self, count: Optional[int], clients: Sequence[tuple[bytes, int]]) -> dict[str, Optional[int]]:
+        """Returns how many clients were left out because their update was not finite, and how many because they have no examples.
+
+        A weight of zero means either; only where there is one are clients' data looked at here.
+        """
+        if count is None or not self._experiment.weighted:
+            return {"clients_left_out": count, "clients_empty": None}
+        batches = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
+        empty = sum(next(iter(of_client.take(1)), None) is None for of_client in batches)
+        return {"clients_left_out": count - empty, "clients_empty": empty}
 
     def _put_weights(self, state: Any) -> None:
         self._process.get_model_weights(state).assign_weights_to(self._model)

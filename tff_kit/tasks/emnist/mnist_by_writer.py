@@ -87,6 +87,8 @@ def build(folder: pathlib.Path, database: pathlib.Path) -> None:
     Raises:
       DataError: If a file is missing and can't be fetched, or broken, or files do not fit each other, or the disk is full.
     """
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     digits = _read(folder)
     with disk.writing(database.parent), tempfile.TemporaryDirectory(dir=database.parent, prefix=".building-") as part:
         path = pathlib.Path(part) / database.name
