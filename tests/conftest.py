@@ -12,10 +12,15 @@ import sys
 import time
 import wave
 
+import hypothesis
 import numpy as np
 import programs
 import pytest
 import tensorflow as tf
+
+# The same examples in every run. Benchmarks search longer, with others each time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
