@@ -442,7 +442,7 @@ def test_a_folder_with_other_things_is_not_written_to(speech, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt"):
         embed.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
-    with pytest.raises(DataError, match="Expected a folder to write in"):
+    with pytest.raises(DataError, match="Expected a folder to write to"):
         embed.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
 
 
