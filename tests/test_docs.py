@@ -46,12 +46,14 @@ def test_an_old_page_of_settings_is_an_error(tmp_path, monkeypatch, capsys):
     assert settings_page.main(["--check"]) == 0
 
 
+@pytest.mark.slow
 def test_the_tutorials_example_trains(capsys):
     names = _run("docs/tutorial.md", "set_sizing_environment")
     assert names["metrics"]["client_work"]["train"]
     assert capsys.readouterr().out.splitlines()[-1].endswith(" Mibit")
 
 
+@pytest.mark.slow
 def test_an_encoder_of_ones_own_trains(folder):
     run = _run("docs/extending.md", "class SignStage")["run"]
     sizes = [variable.shape.num_elements() for variable in run.load_model().weights]
@@ -62,6 +64,7 @@ def test_an_encoder_of_ones_own_trains(folder):
     assert run.read_metrics()[-1]["aggregate_bits"] == expected
 
 
+@pytest.mark.slow
 def test_an_aggregation_of_ones_own_trains(folder):
     names = _run("docs/extending.md", "class MedianFactory")
     process = names["MedianFactory"]().create(names["tff"].to_type((np.float32, (np.float32, [2]))))
@@ -72,6 +75,7 @@ def test_an_aggregation_of_ones_own_trains(folder):
     assert len(names["run"].read_metrics()) == 2
 
 
+@pytest.mark.slow
 def test_a_server_optimizer_of_ones_own_trains(folder):
     run = _run("docs/extending.md", "class RmsPropDigits")["run"]
     plain = tff_kit.train(tff_kit.Emnist(data="digits", rounds=2, clients=3, filters=4, server_lr=0.01), folder / "plain")
@@ -79,6 +83,7 @@ def test_a_server_optimizer_of_ones_own_trains(folder):
     assert run.read_metrics()[1]["train_loss"] != plain.read_metrics()[1]["train_loss"]
 
 
+@pytest.mark.process
 def test_the_task_of_the_diff_trains_and_shows_its_own_metric(folder):
     shutil.copytree(ROOT / "tff_kit", folder / "tff_kit", ignore=shutil.ignore_patterns("__pycache__"))
     diff = _code("docs/extending.md", "diff", "class Diabetes")

@@ -419,6 +419,7 @@ def test_a_scalar_stays_one(spec):
     assert stages.round_trip(spec, np.float32(2.5))[0].shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
