@@ -24,7 +24,7 @@ from typing_extensions import Literal
 import tff_kit
 from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
 from benchmarks.trained import final, trained
-from tff_kit import sizing
+from tff_kit.runtime import sizing
 
 _PLAIN = "nothing encoded"
 _COLOURS = ["black", *(f"C{i}" for i in range(10))]

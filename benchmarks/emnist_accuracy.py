@@ -19,7 +19,7 @@ import tyro
 import tff_kit
 from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
 from benchmarks.trained import final, trained
-from tff_kit import sizing
+from tff_kit.runtime import sizing
 
 _SPECS = ("identity", "tensor_encoding:8", "uniform:8")
 _CLIENT_LRS = (0.1, 0.02)

@@ -22,7 +22,8 @@ import tyro
 from rich.progress import track
 
 from benchmarks.results import machine, write_table
-from tff_kit import cluster, runtime, sizing
+from tff_kit import runtime
+from tff_kit.runtime import cluster, sizing
 
 _CLIENTS = 20
 _WEIGHTS = 100_000

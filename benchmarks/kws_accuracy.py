@@ -23,7 +23,7 @@ from typing_extensions import Literal
 import tff_kit
 from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
 from benchmarks.trained import final, trained
-from tff_kit import sizing
+from tff_kit.runtime import sizing
 
 _FEDERATED: dict[str, dict[str, Any]] = {
     spec: {"broadcast": spec, "mean": spec} for spec in ("identity", "tensor_encoding:8", "uniform:8")

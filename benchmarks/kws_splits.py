@@ -17,8 +17,8 @@ import tyro
 import tff_kit
 from benchmarks.results import machine, write_table
 from benchmarks.trained import trained
-from tff_kit import whisper as whisper_encoder
-from tff_kit.datasets import speech_commands, store_writer
+from tff_kit.tasks.keywords import embed, speech_commands
+from tff_kit.tasks.keywords import whisper as whisper_encoder
 
 _LOCAL_EPOCHS = (1, 3)
 
@@ -42,7 +42,7 @@ def main(
     rows = []
     for split in range(1, splits + 1):
         data, folder = speech_commands.load_data(speech, seed=split), logdir / f"split{split}"
-        store_writer.embed(data, encoder, folder / "embeddings")
+        embed.embed(data, encoder, folder / "embeddings")
         for epochs, of_split in accuracies.items():
             experiment = tff_kit.KeywordSpotting(window="1s", data=str(folder / "embeddings"), local_epochs=epochs, eval_every=5)
             of_split.append(trained(experiment, folder / f"{epochs}_epochs").read_metrics()[-1]["test_accuracy"])

@@ -26,7 +26,8 @@ import tyro
 
 import tff_kit
 from benchmarks.results import machine, write_table
-from tff_kit import cluster, training
+from tff_kit.algorithm import assembly
+from tff_kit.runtime import cluster
 
 _SPEC = "uniform:8"
 
@@ -69,7 +70,7 @@ def _measure(data: str, clients: int, at_a_time: int, rounds: int) -> None:
     clients = min(clients, len(dataset.client_ids))
     machines = tff_kit.Machines(clients_at_a_time=at_a_time)
     sample = tff.simulation.build_uniform_sampling_fn(dataset.client_ids, replace=False, random_seed=0)
-    process = training.build_process(experiment, dataset)
+    process = assembly.build_process(experiment, dataset)
     seconds = []
     with cluster.open_context(machines, clients) as (context, _), tff.framework.get_context_stack().install(context):
         state = process.next(process.initialize(), [(dataset.client_ids[0], 0)]).state  # Compiles.

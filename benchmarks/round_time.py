@@ -34,8 +34,11 @@ import tff_kit
 from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.many_clients import ends_with_this_process, worker_of
 from benchmarks.results import machine, write_table
-from tff_kit import processes, runs, runtime, sizing, training
+from tff_kit import runtime
+from tff_kit.algorithm import assembly, processes
 from tff_kit.datasets import FederatedDataset
+from tff_kit.runtime import sizing
+from tff_kit.training import runs
 
 WARM_UP = 3
 """Rounds that `time_rounds` leaves out."""
@@ -143,11 +146,11 @@ def federated(process: tff.learning.templates.LearningProcess, context: tff.fram
 def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templates.LearningProcess:
     """Returns federated averaging with nothing encoded and nothing measured."""
     process = processes.build_federated_averaging_process(
-        training.build_model_fn(experiment, data),
-        training.build_client_optimizer(experiment),
+        assembly.build_model_fn(experiment, data),
+        assembly.build_client_optimizer(experiment),
         tff.learning.optimizers.build_sgdm(experiment.server_lr),
     )
-    return training.read_by_client_id(data, process)
+    return assembly.read_by_client_id(data, process)
 
 
 def time_rounds(ways: dict[str, Way], sample: Sample, clients_a_round: int, rounds: int) -> dict[str, list[float]]:
@@ -220,7 +223,7 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: st
     encoded = {}
     both_ways = {f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")}
     for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
-        process = training.build_process(dataclasses.replace(plain, **settings), dataset)
+        process = assembly.build_process(dataclasses.replace(plain, **settings), dataset)
         encoded[name] = federated(process, sized)
     ways = {
         # Last of all that build Keras models; see training.py.

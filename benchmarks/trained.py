@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 import tff_kit
-from tff_kit import experiments, runs
+from tff_kit import experiment
+from tff_kit.training import runs
 
 
-def trained(training: experiments.Training, logdir: pathlib.Path) -> runs.RunDirectory:
+def trained(training: experiment.Training, logdir: pathlib.Path) -> runs.RunDirectory:
     """Returns the finished run of `training` in `logdir`; trains what is missing of it."""
     run = runs.RunDirectory(logdir)
     if not run.model.exists():

@@ -6,10 +6,13 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from test_processes import clients, model_fn
 from test_sizing import DOWN_SCALARS, UP_SCALARS, WEIGHTS
+from typing_extensions import get_args
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import experiments, proximal, runs, training
+from tff_kit import experiment
+from tff_kit.algorithm import assembly, proximal
+from tff_kit.training import participation, runs
 
 
 def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
@@ -17,7 +20,7 @@ def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
     process = tff_kit.build_federated_averaging_process(
         model_fn,
         proximal.ProximalOptimizer(client_optimizer, strength) if strength else client_optimizer,
-        training._SERVER_OPTIMIZERS[server](server_lr),
+        assembly._SERVER_OPTIMIZERS[server](server_lr),
         tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn("uniform:8", 50)),
         tff_kit.build_encoded_mean_process_from_model(model_fn, tff_kit.build_mean_encoder_fn("uniform:8", 50)),
         **algorithm,
@@ -31,13 +34,13 @@ def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
 
 
 def test_the_names_are_those_of_the_settings():
-    assert tuple(training._SERVER_OPTIMIZERS) == experiments.SERVER_OPTIMIZERS
-    assert tuple(training._OPTIMIZERS) == experiments.CLIENT_OPTIMIZERS
+    assert tuple(assembly._SERVER_OPTIMIZERS) == get_args(experiment.ServerOptimizer)
+    assert tuple(assembly._OPTIMIZERS) == get_args(experiment.ClientOptimizer)
 
 
 def test_with_feedback_a_process_keeps_what_its_broadcast_lost():
     experiment = tff_kit.Emnist(data="digits", broadcast="uniform:4", broadcast_change=True, broadcast_feedback=True)
-    process = training.build_process(experiment, experiment.load_data())
+    process = assembly.build_process(experiment, experiment.load_data())
     kept = tff.structure.flatten(process.initialize.type_signature.result.member.distributor)
     shapes = [tuple(weight.shape) for weight in experiment.build_model().weights]
     assert [tuple(leaf.shape) for leaf in kept] == shapes  # These encoders keep nothing themselves.
@@ -90,15 +93,15 @@ def test_dropouts_neither_receive_nor_send_stragglers_receive_and_both_are_count
 
 
 def test_as_many_are_late_as_the_deadline_says_and_one_is_always_awaited():
-    drawn = [training._draw_missing(tff_kit.Emnist(dropout=0.2, straggling=0.5), i, 1000) for i in range(20)]
+    drawn = [participation.draw_missing(tff_kit.Emnist(dropout=0.2, straggling=0.5), i, 1000) for i in range(20)]
     late = np.mean([late.sum() / (~dropped).sum() for dropped, late in drawn])
     assert late == pytest.approx(0.0828, rel=0.1)  # Normal numbers above log(2) / .5.
     assert np.mean([dropped for dropped, _ in drawn]) == pytest.approx(0.2, rel=0.05)
     assert not any((dropped & late).any() for dropped, late in drawn)
     for dropout in (0.0, 0.999):
-        dropped, late = training._draw_missing(tff_kit.Emnist(dropout=dropout, straggling=2.0, deadline=1e-6), 1, 50)
+        dropped, late = participation.draw_missing(tff_kit.Emnist(dropout=dropout, straggling=2.0, deadline=1e-6), 1, 50)
         assert (dropped | late).sum() == 49
-    assert not training._draw_missing(tff_kit.Emnist(), 1, 50)[1].any()
+    assert not participation.draw_missing(tff_kit.Emnist(), 1, 50)[1].any()
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import tensorflow as tf
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import runs
-from tff_kit.datasets import store_writer
-from tff_kit.models import kws_head
+from tff_kit.tasks.keywords import embed
+from tff_kit.tasks.keywords import head as kws_head
+from tff_kit.training import runs
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return str(store_writer.demo(tmp_path_factory.mktemp("demo") / "store", clients=3, clips_per_client=60).folder)
+    return str(embed.demo(tmp_path_factory.mktemp("demo") / "store", clients=3, clips_per_client=60).folder)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ from test_processes import clients, model_fn
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import cluster, privacy, runtime, sizing
+from tff_kit import runtime
+from tff_kit.algorithm import privacy
+from tff_kit.runtime import cluster, sizing
 
 # More than the clients of a test, since TFF's worker has additions, too, wait for their clients in one of these places.
 AT_ONCE = 8

@@ -19,9 +19,10 @@ import pytest
 import tensorflow as tf
 
 import tff_kit
-from tff_kit import whisper
-from tff_kit.datasets import DataError, FederatedDataset, disk, embeddings, partitions, speech_commands, store_writer
-from tff_kit.datasets import store as stores
+from tff_kit.datasets import DataError, FederatedDataset, disk, partitions
+from tff_kit.embeddings import store as stores
+from tff_kit.tasks.keywords import data as embeddings
+from tff_kit.tasks.keywords import embed, speech_commands, whisper
 
 POSITIONS, WIDTH = 50, 384
 
@@ -46,12 +47,12 @@ def speech(speech_folder):
 
 @pytest.fixture
 def store(speech, tmp_path):
-    return store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    return embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
 
 
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
-    return store_writer.demo(tmp_path_factory.mktemp("demo") / "store", clients=4, clips_per_client=100).folder
+    return embed.demo(tmp_path_factory.mktemp("demo") / "store", clients=4, clips_per_client=100).folder
 
 
 def _bytes(folder: pathlib.Path) -> dict:
@@ -107,7 +108,7 @@ def test_description_tells_what_the_store_is_of(store, speech):
 
 
 def test_int8_is_within_half_a_step_and_says_its_error(speech, tmp_path):
-    store = store_writer.embed(speech, ENCODER, tmp_path / "store", dtype="int8", show_progress=False)
+    store = embed.embed(speech, ENCODER, tmp_path / "store", dtype="int8", show_progress=False)
     batches = list(embeddings.load(store.folder).test.as_numpy_iterator())
     found = np.concatenate([x for x, _ in batches])
     expected = np.stack([_expected(speech, clip) for clip in speech.test])
@@ -217,14 +218,14 @@ def test_all_clients_together_draw_from_every_client(store, speech):
 
 def test_clients_with_fewer_than_two_batches_are_left_out_and_counted(speech_folder, tmp_path):
     speech = speech_commands.load_data(speech_folder, speakers_per_client=2)  # 12 words and 1 silence each
-    store = store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    store = embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     assert embeddings.load(store.folder, batch_size=6).client_ids == tuple(speech.clients)
     with pytest.raises(DataError, match="clients with 14 clips or more"):
         embeddings.load(store.folder, batch_size=7)
     description = json.loads((store.folder / "store.json").read_text())
     assert len(description["clips"]) == 14
     uneven = speech_commands.load_data(speech_folder, speakers_per_client=23)  # and one speaker alone
-    store = store_writer.embed(uneven, ENCODER, tmp_path / "uneven", show_progress=False)
+    store = embed.embed(uneven, ENCODER, tmp_path / "uneven", show_progress=False)
     dataset = embeddings.load(store.folder)
     assert dataset.client_ids == ("0000",)
     assert any("1 of 2 clients have fewer than two batches of 8" in note for note in dataset.notes)
@@ -232,7 +233,7 @@ def test_clients_with_fewer_than_two_batches_are_left_out_and_counted(speech_fol
 
 def test_altered_copies_are_embedded_beside_the_clips_and_the_store_says_so(speech_folder, tmp_path):
     speech = speech_commands.load_data(speech_folder, copies=2)
-    written = store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+    written = embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     store = stores.open_store(written.folder)
     assert store.copies == 2 and store.name.endswith("of stand-in, each training clip with 2 altered copies")
     assert {name: len(clips) for name, clips in speech.splits.items()} == store.clips
@@ -268,7 +269,7 @@ def test_the_worker_reads_the_store_by_a_clients_id(demo_folder):
 
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """A store of 77 MB, read once: the peak stays near what it was with the first batches."""
-    store = store_writer.demo(tmp_path / "store", clients=2, clips_per_client=500)
+    store = embed.demo(tmp_path / "store", clients=2, clips_per_client=500)
     code = (
         "import resource, sys, tensorflow as tf\nfrom tff_kit.datasets import embeddings\n"
         "dataset = embeddings.load(sys.argv[1])\n"
@@ -288,7 +289,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
 
 def test_a_finished_store_is_left_alone(store, speech):
     before = {p: p.stat().st_mtime_ns for p in store.folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert store_writer.embed(speech, ENCODER, store.folder, show_progress=False) == store
+    assert embed.embed(speech, ENCODER, store.folder, show_progress=False) == store
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -298,7 +299,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(store, speech, left):
     _cut(store, left * store.record_bytes + (left * 977) % store.record_bytes)
     asked = []
     counting = whisper.Encoder("stand-in", "a" * 64, "1s", POSITIONS, WIDTH, lambda clips: asked.append(0) or _embed(clips))
-    store_writer.embed(speech, counting, store.folder, show_progress=False)
+    embed.embed(speech, counting, store.folder, show_progress=False)
     assert _bytes(store.folder) == whole
     batches = -(-(store.num_clips - left // 32 * 32) // 32)
     assert len(asked) == batches + 2  # two more to measure the error of 64 clips
@@ -323,8 +324,8 @@ import sys, time
 import tensorflow as tf
 sys.path[:0] = sys.argv[3:]
 import test_embeddings as here
-from tff_kit import whisper
-from tff_kit.datasets import speech_commands, store_writer
+from tff_kit.tasks.keywords import whisper
+from tff_kit.tasks.keywords import speech_commands, embed as store_writer
 
 def slow(clips):
     time.sleep(0.2)
@@ -332,12 +333,12 @@ def slow(clips):
 
 speech = speech_commands.load_data(sys.argv[1])
 encoder = whisper.Encoder("stand-in", "a" * 64, "1s", here.POSITIONS, here.WIDTH, slow)
-store_writer.embed(speech, encoder, sys.argv[2], batch_size=16)
+embed.embed(speech, encoder, sys.argv[2], batch_size=16)
 """
 
 
 def test_killed_and_started_again(speech_folder, speech, tmp_path):
-    whole = store_writer.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
+    whole = embed.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
     killed = tmp_path / "killed"
     root = pathlib.Path(tff_kit.__file__).parent.parent
     arguments = [str(speech_folder), str(killed), str(root), str(pathlib.Path(__file__).parent)]
@@ -352,7 +353,7 @@ def test_killed_and_started_again(speech_folder, speech, tmp_path):
     with pytest.raises(DataError, match=f"found {left:,} of {whole.num_clips:,} clips.*Run the same"):
         embeddings.load(killed)
     finished = _clip_stamps(killed, whole)[: left // 16 * 16]
-    store_writer.embed(speech, ENCODER, killed, batch_size=16, show_progress=False)
+    embed.embed(speech, ENCODER, killed, batch_size=16, show_progress=False)
     assert _bytes(killed) == _bytes(whole.folder)
     assert _clip_stamps(killed, whole)[: len(finished)] == finished  # whole batches were not made again
 
@@ -371,7 +372,7 @@ def test_killed_before_there_is_a_description(store, speech):
     _cut(store, 0)
     (store.folder / "store.json").unlink()
     (store.folder / "test.labels").write_bytes(b"")
-    store_writer.embed(speech, ENCODER, store.folder, show_progress=False)
+    embed.embed(speech, ENCODER, store.folder, show_progress=False)
     assert _bytes(store.folder) == whole
 
 
@@ -379,20 +380,20 @@ def test_killed_before_there_is_a_description(store, speech):
 
 
 def test_two_at_once_are_refused(store, speech):
-    with store_writer._alone(store.folder), pytest.raises(DataError, match="another process"):
-        store_writer.embed(speech, ENCODER, store.folder, show_progress=False)
+    with writer._alone(store.folder), pytest.raises(DataError, match="another process"):
+        embed.embed(speech, ENCODER, store.folder, show_progress=False)
 
 
 def test_another_encoder_or_data_does_not_go_on(store, speech, speech_folder):
     other = whisper.Encoder("other", "b" * 64, "1s", POSITIONS, WIDTH, _embed)
     with pytest.raises(DataError, match="weights_sha256: expected 'bbb.*found 'aaa"):
-        store_writer.embed(speech, other, store.folder, show_progress=False)
+        embed.embed(speech, other, store.folder, show_progress=False)
     with pytest.raises(DataError, match="dtype: expected 'int8', found 'float16'"):
-        store_writer.embed(speech, ENCODER, store.folder, dtype="int8", show_progress=False)
+        embed.embed(speech, ENCODER, store.folder, dtype="int8", show_progress=False)
     with pytest.raises(DataError, match="clips_sha256"):
-        store_writer.embed(speech_commands.load_data(speech_folder, seed=5), ENCODER, store.folder, show_progress=False)
+        embed.embed(speech_commands.load_data(speech_folder, seed=5), ENCODER, store.folder, show_progress=False)
     with pytest.raises(DataError, match="clips_sha256"):
-        store_writer.embed(speech_commands.load_data(speech_folder, copies=1), ENCODER, store.folder, show_progress=False)
+        embed.embed(speech_commands.load_data(speech_folder, copies=1), ENCODER, store.folder, show_progress=False)
 
 
 def test_a_store_of_another_encoder_or_window_is_refused(store):
@@ -426,15 +427,15 @@ def test_a_folder_with_other_things_is_not_written_to(speech, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt"):
-        store_writer.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
+        embed.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
     with pytest.raises(DataError, match="Expected a folder to write in"):
-        store_writer.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
+        embed.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
 
 
 def test_too_little_space_is_said_before_anything_is_written(speech, tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DataError, match="0.01 GB of free space .*found 0.00 GB"):
-        store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+        embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     assert not (tmp_path / "store" / "store.json").exists()
 
 
@@ -450,8 +451,8 @@ def test_a_disk_that_fills_up_stops_with_a_sentence_and_goes_on_later(store, spe
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_bytes", full)
         with pytest.raises(DataError, match="disk full .*it goes on where it stopped"):
-            store_writer.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
-    store_writer.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
+            embed.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
+    embed.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
     assert _bytes(tmp_path / "second") == _bytes(store.folder)
 
 
@@ -461,7 +462,7 @@ def test_a_limit_of_the_system_on_files_is_a_full_disk_too(speech, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(DataError, match="disk full"):
-            store_writer.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+            embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -473,12 +474,12 @@ def test_a_limit_of_the_system_on_files_is_a_full_disk_too(speech, tmp_path):
 def test_demo_is_synthetic_by_name_and_the_same_each_time(demo_folder, tmp_path):
     dataset = embeddings.load(demo_folder)
     assert "synthetic" in dataset.name and any("synthetic" in note for note in dataset.notes)
-    again = store_writer.demo(tmp_path / "again", clients=4, clips_per_client=100)
+    again = embed.demo(tmp_path / "again", clients=4, clips_per_client=100)
     assert (_bytes(again.folder) == _bytes(demo_folder)) is True  # and no difference of megabytes to print
 
 
 def test_demo_has_the_shape_of_the_long_window_and_a_folder_of_its_own():
-    store = store_writer.demo(window="30s", clients=1, clips_per_client=16)
+    store = embed.demo(window="30s", clients=1, clips_per_client=16)
     assert embeddings.load(store.folder).element_spec[0].shape.as_list() == [None, 1500, 384]
     shutil.rmtree(store.folder)
 

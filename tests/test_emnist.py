@@ -12,8 +12,9 @@ import tensorflow as tf
 from conftest import write_cache
 from sklearn.datasets import load_digits
 
-from tff_kit.datasets import DataError, emnist
-from tff_kit.models.emnist_cnn import create_original_fedavg_cnn_model
+from tff_kit.datasets import DataError
+from tff_kit.tasks.emnist import data as emnist
+from tff_kit.tasks.emnist.model import create_original_fedavg_cnn_model
 
 FILE = "emnist_all.sqlite"
 

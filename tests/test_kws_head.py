@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import tff_kit
-from tff_kit.models import kws_head
+from tff_kit.tasks.keywords import head as kws_head
 
 
 def _numpy_head(weights: dict, x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import weakref
 
 import psutil
 
-from tff_kit import memory
+from tff_kit.training import memory
 
 
 class _Knot:

@@ -12,8 +12,11 @@ from test_processes import clients, model_fn
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import privacy, runs, runtime, sizing, training
-from tff_kit.datasets import emnist
+from tff_kit import runtime
+from tff_kit.algorithm import assembly, privacy
+from tff_kit.runtime import sizing
+from tff_kit.tasks.emnist import data as emnist
+from tff_kit.training import runs
 
 _CLIP = 0.1  # TFF's first clipping norm.
 
@@ -134,7 +137,7 @@ def digits():
 @pytest.mark.parametrize("kind", _COSTS)
 def test_what_crosses_is_counted_exactly_and_secure_means_secure(kind, digits):
     settings, down, up = _COSTS[kind]
-    process = training.build_process(tff_kit.Emnist(data="digits", filters=2, **settings), digits)
+    process = assembly.build_process(tff_kit.Emnist(data="digits", filters=2, **settings), digits)
     sizes = sizing.set_sizing_environment()
     try:
         process.next(process.initialize(), [(client, 1) for client in digits.client_ids[:3]])
@@ -186,9 +189,9 @@ def test_epsilon_grows_with_rounds_and_with_the_part_that_is_sampled():
 def test_a_round_of_all_clients_there_are_is_what_noise_and_epsilon_count_on(digits):
     FewClients = collections.namedtuple("FewClients", "client_ids")
     experiment = tff_kit.KeywordSpotting(noise_multiplier=1.0, weighted=False)
-    found = training.build_accountant(experiment, FewClients(list("abcdefg")))
+    found = assembly.build_accountant(experiment, FewClients(list("abcdefg")))
     assert found.epsilon(3) == privacy.Accountant(1.0, 7, 7).epsilon(3)
-    assert training.build_accountant(tff_kit.KeywordSpotting(), FewClients([])) is None
+    assert assembly.build_accountant(tff_kit.KeywordSpotting(), FewClients([])) is None
 
 
 @pytest.mark.parametrize(

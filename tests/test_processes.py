@@ -9,7 +9,7 @@ import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
-from tff_kit import processes
+from tff_kit.algorithm import processes
 
 SPEC = (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.int32))
 _Modes = te.core.StateAggregationMode

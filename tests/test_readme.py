@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 import tff_kit
-from tff_kit.datasets import emnist
+from tff_kit.tasks.emnist import data as emnist
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import tff_kit
-from tff_kit import runtime, sizing, training
-from tff_kit.datasets import emnist
+from tff_kit import runtime
+from tff_kit.algorithm import assembly
+from tff_kit.runtime import sizing
+from tff_kit.tasks.emnist import data as emnist
 
 CLIENTS = 10
 LARGE, SMALL = 51_200 + 1_605_632, 800 + 32 + 64 + 512 + 5_120 + 10  # The CNN's elements in large and in small variables.
@@ -41,7 +43,7 @@ def digits():
 def test_a_round_of_the_cnn_costs_what_the_formula_says(spec, digits, environment):
     assert LARGE + SMALL == 1_663_370
     experiment = tff_kit.Emnist(data="digits", broadcast=spec, mean=spec)
-    process = training.build_process(experiment, digits)
+    process = assembly.build_process(experiment, digits)
     output = process.next(process.initialize(), [(client, 1) for client in digits.client_ids[:CLIENTS]])
     sizes = environment.get_size_info()
     assert sizes.broadcast_bits[-1] == CLIENTS * (WEIGHTS[spec] + DOWN_SCALARS)

@@ -18,9 +18,10 @@ from conftest import write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tff_kit.datasets import DataError, speech_commands
+from tff_kit.datasets import DataError
 from tff_kit.datasets import download as archive
-from tff_kit.datasets.speech_commands import Clip
+from tff_kit.tasks.keywords import speech_commands
+from tff_kit.tasks.keywords.speech_commands import Clip
 
 
 def _speakers(clips):

@@ -22,8 +22,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit import report
-from tff_kit.datasets import store_writer
+from tff_kit.tasks.keywords import embed
+from tff_kit.training import report
 
 SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
 REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
@@ -317,7 +317,7 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     ],
 )
 def test_bits_of_the_heads_weights_at_thirty_seconds(tmp_path, spec, bits):
-    store = store_writer.demo(tmp_path / "store", window="30s", clients=2, clips_per_client=16)
+    store = embed.demo(tmp_path / "store", window="30s", clients=2, clips_per_client=16)
     experiment = tff_kit.KeywordSpotting(data=str(store.folder), rounds=1, broadcast=spec, mean=spec)
     row = _rows(tff_kit.train(experiment, tmp_path / "run").path)[0]
     assert int(row["broadcast_bits"]) == 2 * (bits + 4 * 32)

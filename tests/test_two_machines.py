@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT, wait_until
 
 from tff_kit import __main__ as command_line
-from tff_kit import runs, whisper
-from tff_kit.datasets import speech_commands, store_writer
+from tff_kit.tasks.keywords import embed, speech_commands, whisper
+from tff_kit.training import runs
 
 PORT = 7000
 
@@ -160,7 +160,7 @@ def keywords(shared, whisper_folder, unpack, tmp_path_factory):
         (folder / name).symlink_to(shared / "data" / name)
     unpack("speech", folder, folder / "speech")
     speech = speech_commands.load_data(folder / "speech", speakers_per_client=2)
-    store_writer.embed(speech, whisper.load_encoder(whisper_folder, "1s"), folder / "store", show_progress=False)
+    embed.embed(speech, whisper.load_encoder(whisper_folder, "1s"), folder / "store", show_progress=False)
     return ["kws", "--data", str(folder / "store"), "--window", "1s", "--clients", "4", *COMPRESSED]
 
 

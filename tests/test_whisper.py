@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tff_kit import whisper
 from tff_kit.datasets import DataError
+from tff_kit.tasks.keywords import whisper
 
 
 @pytest.fixture(scope="module", params=["1s", "30s"])

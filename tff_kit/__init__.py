@@ -1,35 +1,58 @@
-"""Federated learning with compressed communication on TensorFlow Federated 0.87, every bit counted."""
+"""Federated learning with compressed communication, every bit counted.
 
-import os
-import platform
-import sys
+Importing this package loads nothing and changes nothing: a name is loaded when it is first used. Encoders, tasks and settings
+need TensorFlow only. What simulates a federation needs TensorFlow Federated 0.87 as well.
+"""
 
-if not (3, 9) <= sys.version_info[:2] <= (3, 11) or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-    raise ImportError(
-        "tff_kit needs Python 3.9, 3.10 or 3.11 on Linux x86-64, the only ones for which TensorFlow Federated 0.87 exists; "
-        f"found Python {platform.python_version()} on {platform.system()} {platform.machine()}."
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tff_kit import datasets, encoders, runtime
+    from tff_kit.algorithm.processes import (
+        build_encoded_broadcast_process_from_model,
+        build_encoded_mean_process_from_model,
+        build_federated_averaging_process,
     )
+    from tff_kit.analysis.updates import client_updates
+    from tff_kit.datasets import from_arrays
+    from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
+    from tff_kit.encoders.size import format_size
+    from tff_kit.experiment import Experiment
+    from tff_kit.metrics import Metric
+    from tff_kit.runtime.cluster import Machines
+    from tff_kit.runtime.sizing import set_sizing_environment, sizing_executor_factory
+    from tff_kit.tasks.emnist import Emnist
+    from tff_kit.tasks.keywords import CentralizedKeywordSpotting, KeywordSpotting
+    from tff_kit.training.centralized import train as train_centralized
+    from tff_kit.training.evaluation import evaluate
+    from tff_kit.training.rounds import train
 
-# Both have to be set before TensorFlow is imported, and workers inherit them: no start-up messages, and the faster kernels
-# of oneDNN, which TensorFlow itself takes on the newest processors only.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-from tff_kit import runtime
-from tff_kit.centralized import train as train_centralized
-from tff_kit.cluster import Machines
-from tff_kit.datasets import from_arrays
-from tff_kit.encoders import build_broadcast_encoder_fn, build_mean_encoder_fn
-from tff_kit.evaluation import evaluate
-from tff_kit.experiments import CentralizedKeywordSpotting, Emnist, Experiment, KeywordSpotting
-from tff_kit.processes import (
-    build_encoded_broadcast_process_from_model,
-    build_encoded_mean_process_from_model,
-    build_federated_averaging_process,
-)
-from tff_kit.sizing import format_size, set_sizing_environment, sizing_executor_factory
-from tff_kit.training import train
-from tff_kit.updates import client_updates
+_HOMES = {
+    "CentralizedKeywordSpotting": "tasks.keywords",
+    "Emnist": "tasks.emnist",
+    "Experiment": "experiment",
+    "KeywordSpotting": "tasks.keywords",
+    "Machines": "runtime.cluster",
+    "Metric": "metrics",
+    "build_broadcast_encoder_fn": "encoders",
+    "build_encoded_broadcast_process_from_model": "algorithm.processes",
+    "build_encoded_mean_process_from_model": "algorithm.processes",
+    "build_federated_averaging_process": "algorithm.processes",
+    "build_mean_encoder_fn": "encoders",
+    "client_updates": "analysis.updates",
+    "evaluate": "training.evaluation",
+    "format_size": "encoders.size",
+    "from_arrays": "datasets",
+    "set_sizing_environment": "runtime.sizing",
+    "sizing_executor_factory": "runtime.sizing",
+    "train": "training.rounds",
+    "train_centralized": "training.centralized:train",
+}
+"""Where each public name is: MODULE, or MODULE:NAME where it has another name there."""
+_ROOMS = ("algorithm", "analysis", "datasets", "embeddings", "encoders", "experiment", "runtime", "tasks", "training")
 
 __all__ = [
     "CentralizedKeywordSpotting",
@@ -37,20 +60,38 @@ __all__ = [
     "Experiment",
     "KeywordSpotting",
     "Machines",
+    "Metric",
     "build_broadcast_encoder_fn",
     "build_encoded_broadcast_process_from_model",
     "build_encoded_mean_process_from_model",
     "build_federated_averaging_process",
     "build_mean_encoder_fn",
     "client_updates",
+    "datasets",
+    "encoders",
     "evaluate",
     "format_size",
     "from_arrays",
+    "runtime",
     "set_sizing_environment",
     "sizing_executor_factory",
     "train",
     "train_centralized",
 ]
 
-# As TFF does when it is imported; from here on with a worker that ends with this process.
-runtime.set_default_context()
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name, or one of the package's rooms, when it is first used."""
+    if name in _HOMES:
+        module, _, there = _HOMES[name].partition(":")
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), there or name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

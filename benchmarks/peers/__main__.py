@@ -33,8 +33,11 @@ import tyro
 import tff_kit
 from benchmarks import round_time
 from benchmarks.results import RESULTS, machine, write_table
-from tff_kit import cluster, evaluation, training
-from tff_kit.datasets import DataError, FederatedDataset, store, store_writer
+from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.embeddings import store
+from tff_kit.runtime import cluster
+from tff_kit.tasks.keywords import embed
+from tff_kit.training import evaluation
 
 _ROOT = RESULTS.parent
 _LOOP = "plain tf.function loop"
@@ -157,7 +160,7 @@ def _measure(experiment: tff_kit.Experiment, rounds: int) -> list[str]:
     processes = {"tff_kit": experiment, f"tff_kit, {_SPEC} both ways": encoded}
     with contextlib.ExitStack() as stack:
         context, _ = stack.enter_context(cluster.open_context(cluster.ONE_MACHINE, clients))
-        own = {name: round_time.federated(training.build_process(x, data), context) for name, x in processes.items()}
+        own = {name: round_time.federated(rounds.build_process(x, data), context) for name, x in processes.items()}
         # Last of all that build Keras models; see training.py.
         own[_LOOP] = round_time.tf_function_loop(experiment, data, clients)
         model = evaluation.compiled(experiment.build_model(), experiment)
@@ -206,7 +209,7 @@ def main(emnist: Optional[str] = None, kws: Optional[str] = None, rounds: int = 
         if emnist:
             experiments.append(tff_kit.Emnist(data=emnist, client_lr=0.1))
         if kws:
-            opened = store_writer.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
+            opened = embed.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
             if opened.dtype != "float16":
                 raise DataError(f"Expected embeddings of float16, which every peer can read, in {kws}, found {opened.dtype}.")
             experiments.append(tff_kit.KeywordSpotting(data=str(opened.folder), window=opened.window))

@@ -14,7 +14,7 @@ import tensorflow_federated as tff
 
 import tff_kit
 from benchmarks.peers import rounds
-from tff_kit import training
+from tff_kit.algorithm import assembly
 
 
 def main() -> None:
@@ -22,10 +22,10 @@ def main() -> None:
     task = rounds.open_task()
     experiment = {"emnist": tff_kit.Emnist, "kws": tff_kit.KeywordSpotting}[task.name](**task.settings)
     data = experiment.load_data()
-    tff.backends.native.set_sync_local_cpp_execution_context()  # Which importing tff_kit replaced.
+    tff.backends.native.set_sync_local_cpp_execution_context()  # Which loading tff_kit.runtime replaced.
     process = tff.learning.algorithms.build_weighted_fed_avg(
-        training.build_model_fn(experiment, data),
-        client_optimizer_fn=training.build_client_optimizer(experiment),
+        assembly.build_model_fn(experiment, data),
+        client_optimizer_fn=assembly.build_client_optimizer(experiment),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(experiment.server_lr),
     )
     state = process.set_model_weights(process.initialize(), tff.learning.models.ModelWeights(task.initial_weights, []))

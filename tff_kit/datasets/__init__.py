@@ -1,6 +1,6 @@
 """Client data: who has which examples, and how a client's examples become batches."""
 
 from tff_kit.datasets.arrays import from_arrays
-from tff_kit.datasets.federated import DataError, FederatedDataset
+from tff_kit.datasets.federated import DataError, FederatedDataset, PooledDataset
 
-__all__ = ["DataError", "FederatedDataset", "from_arrays"]
+__all__ = ["DataError", "FederatedDataset", "PooledDataset", "from_arrays"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
+from tff_kit.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Data that is missing, broken, or does not fit. The message says what was expected, what was found, what to do."""
 
 
@@ -36,3 +38,18 @@ class FederatedDataset:
     def element_spec(self) -> Any:
         """The `tf.TensorSpec`s of a training batch."""
         return self.client_dataset(tf.constant(self.client_ids[0]), tf.constant(0, tf.int64)).element_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledDataset(FederatedDataset):
+    """Clients' data that can also be read together, for training without federation.
+
+    Attributes:
+      validation: Batches of `(inputs, labels)` of other held-out examples than those of `test`, always in the same order.
+      all_clients: From a seed, an int64 tensor, to one epoch of training batches of all clients' examples together.
+      all_batches: How many batches that is.
+    """
+
+    validation: Optional[tf.data.Dataset] = None
+    all_clients: Optional[Callable[[tf.Tensor], tf.data.Dataset]] = None
+    all_batches: int = 0

@@ -1,4 +1,4 @@
-"""The size of an encoded tensor."""
+"""The size of an encoded tensor, and how sizes are printed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def payload_bits(encoded: Any) -> Union[int, tf.Tensor]:
       An int where all shapes are known statically, else a scalar int64 tensor.
     """
     return sum((_tensor_bits(tensor) for tensor in tf.nest.flatten(encoded)), 0)
+
+
+def format_size(bits: float) -> str:
+    """Returns a readable size: `format_size(532278400)` is `'507.62 Mibit'`."""
+    for unit in ("bit", "Kibit", "Mibit", "Gibit"):
+        if bits < 1024:
+            return f"{bits:.2f} {unit}"
+        bits /= 1024
+    return f"{bits:.2f} Tibit"
 
 
 def _tensor_bits(tensor: tf.Tensor) -> Union[int, tf.Tensor]:

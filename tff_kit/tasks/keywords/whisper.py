@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets.federated import DataError
-from tff_kit.datasets.speech_commands import SAMPLE_RATE
+from tff_kit.tasks.keywords.speech_commands import SAMPLE_RATE
 
 DEFAULT_MODEL = "openai/whisper-tiny"
 WINDOWS = {"30s": 30, "1s": 1}  # seconds of sound that the encoder is given

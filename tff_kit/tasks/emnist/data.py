@@ -20,7 +20,6 @@ from typing import Callable, Optional
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from tff_kit.datasets.federated import DataError, FederatedDataset
 
@@ -79,18 +78,44 @@ def _image_and_label(example) -> tuple[tf.Tensor, tf.Tensor]:
 def _load_sqlite(path: pathlib.Path, batches: Callable, only_digits: bool) -> FederatedDataset:
     splits = [f"{'digits_only' if only_digits else 'all'}_{split}" for split in ("train", "test")]
     counts = {split: _examples_by_client(path, split) for split in splits}
-    train, test = tff.simulation.datasets.emnist.load_data(only_digits, cache_dir=str(path.parent))
-    clients = tuple(client for client in train.client_ids if counts[splits[0]].get(client))
-    empty = len(train.client_ids) - len(clients)
+    ids = _client_ids(path, splits[0])
+    clients = tuple(client for client in ids if counts[splits[0]].get(client))
+    empty = len(ids) - len(clients)
     if not clients or not sum(counts[splits[1]].values()):
         raise DataError(f"Expected examples to train and to test on in {path}, found none for one of them.")
     return FederatedDataset(
         name=_name(path, len(clients), sum(counts[splits[0]].values()), only_digits),
         client_ids=clients,
-        client_dataset=lambda client, seed: batches(train.serializable_dataset_fn(client), seed),
-        test=_test_batches(test.create_tf_dataset_from_all_clients(seed=0)),
+        client_dataset=lambda client, seed: batches(_examples(path, splits[0], client), seed),
+        test=_test_batches(_all_examples(path, splits[1])),
         notes=(f"{empty} client{'s' * (empty > 1)} without examples left out.",) if empty else (),
     )
+
+
+def _examples(path: pathlib.Path, split: str, client: tf.Tensor) -> tf.data.Dataset:
+    """Returns a client's examples, read by operations that a worker and a device have: TFF's own loader, without TFF."""
+    query = ["SELECT serialized_example_proto FROM examples WHERE client_id = '", client, "' and split_name ='", split, "'"]
+    rows = tf.data.experimental.SqlDataset("sqlite", str(path), tf.strings.join(query), tf.string)
+    return rows.map(_parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _parse(proto: tf.Tensor) -> dict[str, tf.Tensor]:
+    features = {"pixels": tf.io.FixedLenFeature([28, 28], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
+    parsed = tf.io.parse_example(proto, features)
+    return {"label": tf.cast(parsed["label"], tf.int32), "pixels": parsed["pixels"]}
+
+
+def _all_examples(path: pathlib.Path, split: str) -> tf.data.Dataset:
+    """Returns the examples of all clients, in the order in which TFF's `create_tf_dataset_from_all_clients(seed=0)` has them."""
+    ids = _client_ids(path, split)
+    np.random.RandomState(0).shuffle(ids)
+    return tf.data.Dataset.from_tensor_slices(ids).flat_map(lambda client: _examples(path, split, client))
+
+
+def _client_ids(path: pathlib.Path, split: str) -> list[str]:
+    database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    rows = database.execute("SELECT DISTINCT client_id FROM client_metadata WHERE split_name = ?", (split,))
+    return sorted(client for (client,) in rows)
 
 
 def _name(path: pathlib.Path, clients: int, examples: int, only_digits: bool) -> str:
@@ -137,6 +162,10 @@ def _download(folder: pathlib.Path) -> Optional[str]:
         folder.mkdir(parents=True, exist_ok=True)
     except (urllib.error.URLError, OSError) as error:
         return f"{getattr(error, 'reason', None) or error}"
+    try:
+        import tensorflow_federated as tff  # Only here: all else works where it is not installed.
+    except ImportError:
+        return "its download is TensorFlow Federated's, which is not installed"
     # TFF's own download, which knows no timeout and would leave half a file in the cache if it were cut off.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALL_SECONDS)

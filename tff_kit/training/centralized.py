@@ -14,17 +14,15 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.plugins.hparams import api as hp
 
-from tff_kit import report, runs
-from tff_kit.evaluation import compiled, evaluate_model
-from tff_kit.experiments import CentralizedKeywordSpotting
-from tff_kit.models import kws_head
+from tff_kit.experiment import CentralizedTraining
+from tff_kit.training import logs, report, runs
+from tff_kit.training.evaluation import compiled, evaluate_model
 
-_MEASURE = "val_sparse_categorical_accuracy"
 _SEEDS_APART = 2**20  # More epochs than anyone trains; epochs of different seeds draw differently.
 
 
 def train(
-    training: CentralizedKeywordSpotting,
+    training: CentralizedTraining,
     logdir: Optional[Union[str, pathlib.Path]] = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -48,19 +46,23 @@ def train(
     """
     console = console or Console()
     data = training.load_data()
-    path = runs.default_path(logdir, training.task, training.window, f"seed{training.seed}")
+    path = runs.default_path(logdir, training.task, f"seed{training.seed}")
+    metric = training.metrics()[0]
+    measure, better = f"val_{metric.build().name}", "max" if metric.higher_is_better else "min"
     model = _start_model(training)
     with runs.open_run(path, training, resume, overwrite) as run:
         run.write_settings(training, data.name, data.notes)
-        report.print_heading(console, f"{training.task}, all clients' clips together,", data, run.path)
+        report.print_heading(console, f"{training.task}, all clients' examples together,", data, run.path)
         last = tf.train.latest_checkpoint(run.checkpoints)
         done = int(last.rsplit("_", 1)[1]) if last else 0
         if last:
             model.load_weights(last)
-        best, best_so_far = run.checkpoints / "best.weights.h5", _keep_epochs(run, done)
+        best = run.checkpoints / "best.weights.h5"
+        before = [float(row[measure]) for row in _keep_epochs(run, done)]
+        best_so_far = {"max": max, "min": min}[better](before, default=None)
         run.checkpoints.mkdir(exist_ok=True)
         seeds = tf.data.Dataset.range(done, training.epochs).map(lambda epoch: epoch + training.seed * _SEEDS_APART)
-        with report.EpochProgress(console, training.epochs) as progress:
+        with report.EpochProgress(console, training, training.epochs) as progress:
             model.fit(
                 seeds.flat_map(data.all_clients),
                 initial_epoch=done,
@@ -71,48 +73,48 @@ def train(
                 callbacks=[
                     progress,
                     tf.keras.callbacks.ModelCheckpoint(
-                        str(best), _MEASURE, save_best_only=True, save_weights_only=True, initial_value_threshold=best_so_far
+                        str(best),
+                        measure,
+                        save_best_only=True,
+                        save_weights_only=True,
+                        mode=better,
+                        initial_value_threshold=best_so_far,
                     ),
                     tf.keras.callbacks.CSVLogger(str(run.metrics), append=True),
                     tf.keras.callbacks.TensorBoard(str(run.path), write_graph=False),
-                    hp.KerasCallback(str(run.path), report.settings(training, data), trial_id=run.path.name),
+                    hp.KerasCallback(str(run.path), logs.settings(training, data), trial_id=run.path.name),
                     # Last of all: what a killed run goes on from is an epoch of which everything else is written.
                     tf.keras.callbacks.ModelCheckpoint(str(run.checkpoints / "epoch_{epoch:03d}"), save_weights_only=True),
                 ],
             )
         model.load_weights(best)
         model.save(run.model)
-        tested = evaluate_model(model, data.test)
+        tested = evaluate_model(model, data.test, training)
         (run.path / "test.json").write_text(json.dumps(tested) + "\n")
-        kws_head.save_safetensors(model, run.path / "model.safetensors")
+        training.export(model, run.path)
+    measured = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in tested.items() if name != "examples")
     console.print(
-        f"test: loss {tested['loss']:.4f}, accuracy {tested['accuracy']:.4f} on {tested['examples']:,} clips, by the epoch "
-        f"that was best on the validation speakers; model in {run.model}",
+        f"test: {measured} on {tested['examples']:,} examples, by the epoch that was best on the validation data; "
+        f"model in {run.model}",
         highlight=False,
         soft_wrap=True,
     )
     return run
 
 
-def _start_model(training: CentralizedKeywordSpotting) -> tf.keras.Model:
+def _start_model(training: CentralizedTraining) -> tf.keras.Model:
     model = training.build_model()
     if training.checkpoint:
         path = pathlib.Path(training.checkpoint)
         try:
-            if path.suffix == ".safetensors":
-                kws_head.load_safetensors(model, path)
-            else:
-                model.set_weights(tf.keras.models.load_model(path, compile=False).get_weights())
+            training.load_weights(model, path)
         except (OSError, ValueError) as error:
-            raise runs.RunError(
-                f"Expected a head for {training.window} embeddings to start from in --checkpoint {path}, a .keras or "
-                f".safetensors file; found: {error}"
-            ) from error
+            raise runs.RunError(f"Expected weights of {training.task}'s model in --checkpoint {path}, found: {error}") from error
     return compiled(model, training, tf.keras.optimizers.Adam(training.learning_rate))
 
 
-def _keep_epochs(run: runs.RunDirectory, done: int) -> Optional[float]:
-    """Leaves the first `done` epochs in metrics.csv and returns the best of them."""
+def _keep_epochs(run: runs.RunDirectory, done: int) -> list[dict[str, Any]]:
+    """Leaves the first `done` epochs in metrics.csv and returns them."""
     rows: list[dict[str, Any]] = []
     if run.metrics.exists():
         with open(run.metrics, newline="") as file:
@@ -123,4 +125,4 @@ def _keep_epochs(run: runs.RunDirectory, done: int) -> Optional[float]:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-    return max((float(row[_MEASURE]) for row in rows), default=None)
+    return rows

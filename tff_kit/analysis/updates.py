@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_kit import runs, runtime, training
-from tff_kit.experiments import Experiment
+from tff_kit import runtime
+from tff_kit.algorithm import assembly
+from tff_kit.experiment import Experiment
+from tff_kit.training import runs
 
 
 def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int) -> list[list[np.ndarray]]:
@@ -24,16 +24,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
       For each client an array a trainable variable, float32: the weights after its local training minus those before.
     """
     data = experiment.load_data()
-    plain = dataclasses.replace(
-        experiment,
-        broadcast="identity",
-        broadcast_change=False,
-        broadcast_feedback=False,
-        mean="identity",
-        noise_multiplier=0.0,
-        secure=False,
-    )
-    process = training.build_process(dataclasses.replace(plain, server_optimizer="sgd", server_lr=1.0), data)
+    process = assembly.build_process(experiment.plain(), data)
     weights = tff.learning.models.ModelWeights.from_model(run.load_model())
     before = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
     worker = runtime.Worker()

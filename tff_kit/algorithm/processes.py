@@ -49,8 +49,8 @@ def build_federated_averaging_process(
         `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
-      aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.privacy`. By default updates are sent
-        as they are.
+      aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.algorithm.privacy`. By default updates
+        are sent as they are.
       weighted: Whether clients count by their numbers of examples, or all the same.
       metrics_aggregator: Sums what clients measure, one of `tff.learning.metrics`; by default `sum_then_finalize`.
 

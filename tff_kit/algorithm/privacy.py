@@ -33,7 +33,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from dp_accounting import rdp
 
-from tff_kit import processes
+from tff_kit.algorithm import processes
 
 # TFF leaves an assertion of its secure sums unused, of which TensorFlow would tell at length for each one that is built.
 tf.get_logger().addFilter(lambda record: "assert_less_equal" not in record.getMessage())

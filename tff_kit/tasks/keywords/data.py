@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Callable, Optional
+from typing import Optional
 
 import numpy as np
 import tensorflow as tf
 
-from tff_kit.datasets import store as stores
-from tff_kit.datasets.federated import DataError, FederatedDataset
-from tff_kit.datasets.speech_commands import CLASS_NAMES
+from tff_kit.datasets.federated import DataError, PooledDataset
+from tff_kit.embeddings import store as stores
+from tff_kit.tasks.keywords.speech_commands import CLASS_NAMES
 
 BATCH_SIZE = 8  # of Flower's example
 _TEST_BATCH_SIZE = 32
@@ -19,20 +19,13 @@ _PREFETCH = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingDataset(FederatedDataset):
-    """A `FederatedDataset` with what keyword spotting needs beside it.
+class EmbeddingDataset(PooledDataset):
+    """Clients' embeddings. Batches of all clients together are class-balanced, `validation` is of speakers of its own.
 
     Attributes:
-      validation: Batches of `(inputs, labels)` of other held-out speakers than those of `test`, always in the same order.
-      all_clients: From a seed, an int64 tensor, to one epoch of class-balanced training batches of all clients' clips
-        together, for training without federation.
-      all_batches: How many batches that is.
       store: What the data was read from.
     """
 
-    validation: Optional[tf.data.Dataset] = None
-    all_clients: Optional[Callable[[tf.Tensor], tf.data.Dataset]] = None
-    all_batches: int = 0
     store: Optional[stores.Store] = None
 
 
@@ -58,7 +51,7 @@ def load(
       weights_sha256: The encoder that the store must have been made with; `None` for any.
 
     Raises:
-      DataError: As `tff_kit.datasets.store.open_store`, and if no client has two batches.
+      DataError: As `tff_kit.embeddings.store.open_store`, and if no client has two batches.
     """
     store = stores.open_store(folder, window, weights_sha256)
     root = str(store.folder.resolve())

@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,16 +27,16 @@ from collections.abc import Iterator
 from typing import Any, Optional, TypeVar, Union
 
 import tensorflow as tf
-import tensorflow_federated as tff
 
-from tff_kit.experiments import Training
+from tff_kit.errors import UserError
+from tff_kit.experiment import Training
 
 T = TypeVar("T", bound=Training)
 _LENGTHS = {"rounds", "epochs"}  # The settings that a resumed run may have more of.
 _OWN_FILES = ("settings.json", "metrics.csv", "model.keras", "model.safetensors", "test.json", "worker.log", "checkpoints")
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run directory that can't be used as asked. The message says why, and what can be done."""
 
 
@@ -97,16 +98,25 @@ class RunDirectory:
             "settings": dataclasses.asdict(training),
             "data": data_name,
             "notes": list(notes),
-            "versions": {
-                "python": platform.python_version(),
-                "tensorflow": tf.__version__,
-                "tensorflow_federated": tff.__version__,
-            },
+            "versions": versions(),
             **more,
         }
-        part = self.settings.with_suffix(".part")
-        part.write_text(json.dumps(settings, indent=2) + "\n")
-        part.replace(self.settings)
+        write_whole(self.settings, json.dumps(settings, indent=2) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file, all of it or nothing."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results depend on, as far as they are installed."""
+    found = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["tensorflow_federated"] = importlib.metadata.version("tensorflow-federated")
+    return found
 
 
 def read_number(text: str) -> Union[int, float, None]:

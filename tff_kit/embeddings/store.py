@@ -29,7 +29,6 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from tff_kit import whisper
 from tff_kit.datasets.federated import DataError
 
 VERSION = 1
@@ -47,7 +46,7 @@ class Store:
       name: What the data is, in a few words.
       model: The hub id or folder name of the encoder.
       weights_sha256: Of the encoder's weights.
-      window: The sound that the encoder was given, a key of `whisper.WINDOWS`.
+      window: The sound that the encoder was given, as the encoder calls it, such as "30s".
       positions: Embeddings a clip.
       width: Of an embedding.
       dtype: "float16" or "int8".
@@ -108,11 +107,6 @@ def record_bytes(positions: int, width: int, dtype: str) -> int:
     return positions * width * 2 if dtype == "float16" else positions * (2 + width)
 
 
-def store_gigabytes(clips: int, window: str = "30s", dtype: str = "float16", width: int = 384) -> float:
-    """Returns the size of a store, in GB of 10^9 bytes; such as for the 84,848 training clips of Speech Commands v0.02."""
-    return clips * (1 + record_bytes(whisper.positions(window), width, dtype)) / 1e9
-
-
 def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256: Optional[str] = None) -> Store:
     """Returns what the finished store in `folder` is of.
 
@@ -144,8 +138,8 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
         _check_size(store, path, store.record_bytes)
     if window is not None and window != store.window:
         raise DataError(
-            f"Expected a store of the {window} window, {whisper.positions(window)} positions, found {folder} with "
-            f"{store.window}, {store.positions} positions. Choose the store that fits, or make one."
+            f"Expected a store of the {window} window, found {folder} with the {store.window} window, {store.positions} "
+            "positions. Choose the store that fits, or make one."
         )
     if weights_sha256 is not None and weights_sha256 != store.weights_sha256:
         raise DataError(

@@ -14,14 +14,13 @@ import time
 from typing import Any, TypeVar
 
 import tensorflow as tf
-import tensorflow_federated as tff
 from rich.console import Console
 
-from tff_kit import runs
 from tff_kit.datasets import FederatedDataset
+from tff_kit.training import runs
 
 T = TypeVar("T")
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
 _SIZES = ("full", "small")
 _began = time.monotonic()
 
@@ -44,7 +43,11 @@ def print_heading(*data: FederatedDataset) -> None:
         for note in dataset.notes:
             print(f"    {note}")
     print(f"  {os.cpu_count()} cores of {_processor()}")
-    print(f"  Python {platform.python_version()}, TensorFlow {tf.__version__}, TensorFlow Federated {tff.__version__}")
+    versions = runs.versions()
+    print(
+        f"  Python {versions['python']}, TensorFlow {versions['tensorflow']}, "
+        f"TensorFlow Federated {versions['tensorflow_federated']}"
+    )
 
 
 def print_duration() -> None:

@@ -31,7 +31,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.compiler import building_block_factory  # The public API cannot build calls.
 
-from tff_kit import runtime
+from tff_kit.runtime.worker import AnyWorker, Worker, create_context, worker_executor_factory
 
 _logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _record(crossings: tuple[_Crossing, ...], counted: list[np.ndarray], num_cli
 class SizingExecutorFactory(tff.framework.ExecutorFactory):
     """Creates executors on one worker and keeps the account of what crossed in all of them."""
 
-    def __init__(self, worker: Optional[runtime.AnyWorker] = None, default_num_clients: int = 0):
+    def __init__(self, worker: Optional[AnyWorker] = None, default_num_clients: int = 0):
         self._ledger = _Ledger()
         # Keyed by identity: a context compiles a computation once and passes the same object in every call.
         self._instrumented = cachetools.LRUCache(maxsize=100)
@@ -240,9 +240,9 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         self._default_num_clients = default_num_clients
         self._factory = self.for_worker(worker)
 
-    def for_worker(self, worker: Optional[runtime.AnyWorker]) -> tff.framework.ExecutorFactory:
+    def for_worker(self, worker: Optional[AnyWorker]) -> tff.framework.ExecutorFactory:
         """Returns a factory of executors on another worker, whose communication goes into the same account."""
-        return runtime.worker_executor_factory(
+        return worker_executor_factory(
             worker,
             self._default_num_clients,
             executor_fn=lambda stub: SizingExecutor(stub, self._ledger, self._instrument),
@@ -276,7 +276,7 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         return cached[1]
 
 
-def sizing_executor_factory(worker: Optional[runtime.Worker] = None, default_num_clients: int = 0) -> SizingExecutorFactory:
+def sizing_executor_factory(worker: Optional[Worker] = None, default_num_clients: int = 0) -> SizingExecutorFactory:
     """Returns an executor factory for `tff.framework.SyncExecutionContext` that measures communication.
 
     `get_size_info()` of it returns a `SizeInfo`: `broadcast_bits` and `aggregate_bits`, running totals over all clients with an
@@ -290,7 +290,7 @@ def sizing_executor_factory(worker: Optional[runtime.Worker] = None, default_num
     return SizingExecutorFactory(worker, default_num_clients)
 
 
-def set_sizing_environment(worker: Optional[runtime.Worker] = None) -> SizingExecutorFactory:
+def set_sizing_environment(worker: Optional[Worker] = None) -> SizingExecutorFactory:
     """Makes a context that measures communication the default one, and returns its factory.
 
         sizes = tff_kit.set_sizing_environment()
@@ -304,17 +304,8 @@ def set_sizing_environment(worker: Optional[runtime.Worker] = None) -> SizingExe
       The factory, whose `get_size_info()` tells what crossed since this call.
     """
     factory = sizing_executor_factory(worker)
-    tff.framework.set_default_context(runtime.create_context(factory))
+    tff.framework.set_default_context(create_context(factory))
     return factory
-
-
-def format_size(bits: float) -> str:
-    """Returns a readable size: `format_size(532278400)` is `'507.62 Mibit'`."""
-    for unit in ("bit", "Kibit", "Mibit", "Gibit"):
-        if bits < 1024:
-            return f"{bits:.2f} {unit}"
-        bits /= 1024
-    return f"{bits:.2f} Tibit"
 
 
 def _instrument(computation: tff.framework.ConcreteComputation) -> _Instrumented:

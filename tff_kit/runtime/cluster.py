@@ -25,9 +25,19 @@ import grpc
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_kit import runtime, sizing
+from tff_kit.runtime import sizing
+from tff_kit.runtime.worker import (
+    AnyWorker,
+    Worker,
+    WorkerError,
+    check_max_concurrent,
+    compile_native,
+    create_context,
+    open_channel,
+    worker_executor_factory,
+)
 
-ExecutorFactoryFn = Callable[[runtime.AnyWorker], tff.framework.ExecutorFactory]
+ExecutorFactoryFn = Callable[[AnyWorker], tff.framework.ExecutorFactory]
 _ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
 _COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
 _AT_SERVER = ("federated_apply", "federated_eval_at_server")
@@ -55,19 +65,19 @@ class Machines:
     def __post_init__(self):
         for address in self.addresses:
             if not re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^\s:\[\]]+):\d{1,5}", address):
-                raise runtime.WorkerError(f"Expected --workers to be HOST:PORT,HOST:PORT, found {address!r}.")
+                raise WorkerError(f"Expected --workers to be HOST:PORT,HOST:PORT, found {address!r}.")
         if self.worker_timeout <= 0:
-            raise runtime.WorkerError(f"Expected --worker-timeout to be more than 0, found {self.worker_timeout:g}.")
+            raise WorkerError(f"Expected --worker-timeout to be more than 0, found {self.worker_timeout:g}.")
         if self.clients_at_a_time < 1:
-            raise runtime.WorkerError(f"Expected --clients-at-a-time to be at least 1, found {self.clients_at_a_time}.")
-        runtime.check_max_concurrent(self.max_concurrent)
+            raise WorkerError(f"Expected --clients-at-a-time to be at least 1, found {self.clients_at_a_time}.")
+        check_max_concurrent(self.max_concurrent)
         if self.max_concurrent is not None and self.addresses:
-            raise runtime.WorkerError(
+            raise WorkerError(
                 "Expected --max-concurrent without --workers, found both: it is set where a worker is started, by python -m "
                 "tff_kit worker --max-concurrent."
             )
         if self.credential is not None and not pathlib.Path(self.credential).is_file():
-            raise runtime.WorkerError(f"Expected a PEM file at --credential {self.credential}, found none.")
+            raise WorkerError(f"Expected a PEM file at --credential {self.credential}, found none.")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -97,7 +107,7 @@ def open_context(
       tff_kit.runtime.WorkerError: If a worker does not answer.
     """
     parts = math.ceil(clients / machines.clients_at_a_time)
-    own = runtime.Worker(log, machines.max_concurrent)
+    own = Worker(log, machines.max_concurrent)
     sizes = sizing.sizing_executor_factory(own)
     remote = [RemoteWorker(address, machines.credential, machines.worker_timeout) for address in machines.addresses]
     try:
@@ -108,9 +118,9 @@ def open_context(
             if not own.isolated:
                 report("This system allows no network namespace, so TFF's worker listens on all addresses of this machine.")
         if not remote and parts == 1:
-            yield runtime.create_context(sizes), sizes
+            yield create_context(sizes), sizes
             return
-        workers: list[AnyWorker] = [*remote] if remote else [_OwnWorker(own)]
+        workers: list[ClusterWorker] = [*remote] if remote else [_OwnWorker(own)]
         context = ClusterContext(workers, sizes.for_worker, sizes.one_call, machines.worker_timeout, report, parts)
         with contextlib.closing(context):
             yield context, sizes
@@ -120,7 +130,7 @@ def open_context(
         own.stop()
 
 
-class AnyWorker(runtime.AnyWorker, Protocol):
+class ClusterWorker(AnyWorker, Protocol):
     """A worker that can be lost, and come back."""
 
     address: str
@@ -140,7 +150,7 @@ class _OwnWorker:
 
     address = "on this machine"
 
-    def __init__(self, worker: runtime.Worker):
+    def __init__(self, worker: Worker):
         self._worker = worker
         self.stub = worker.stub
 
@@ -172,7 +182,7 @@ class RemoteWorker:
 
     def connect(self) -> None:
         """Opens a new connection, whatever became of the one before."""
-        self._channel = runtime.open_channel(self.address, self._credential, self._timeout)
+        self._channel = open_channel(self.address, self._credential, self._timeout)
         self._ask = self._channel.unary_unary("/tff_kit/answer")
         self._stub = _Stub(self._channel)
 
@@ -227,7 +237,7 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
             return super().dispose_executor(request)
 
 
-class LostError(runtime.WorkerError):
+class LostError(WorkerError):
     """A worker that does not answer any more, or none that does."""
 
 
@@ -236,7 +246,7 @@ class _Member:
 
     def __init__(
         self,
-        worker: AnyWorker,
+        worker: ClusterWorker,
         executor_factory_fn: ExecutorFactoryFn,
         report: Callable[[str], None],
         threads: futures.Executor,
@@ -251,7 +261,7 @@ class _Member:
 
     def _begin(self) -> None:
         # Computations come compiled; see `_compile`.
-        self._context = runtime.create_context(self._executor_factory_fn(self.worker), compiler_fn=None)
+        self._context = create_context(self._executor_factory_fn(self.worker), compiler_fn=None)
 
     async def invoke(self, computation: Any, argument: Any) -> Any:
         # In a thread, since TFF's remote executors wait for their workers without letting others run.
@@ -332,8 +342,8 @@ class ClusterContext(tff.framework.SyncContext):
 
     def __init__(
         self,
-        workers: Sequence[AnyWorker],
-        executor_factory_fn: ExecutorFactoryFn = runtime.worker_executor_factory,
+        workers: Sequence[ClusterWorker],
+        executor_factory_fn: ExecutorFactoryFn = worker_executor_factory,
         whole_call: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         patience: float = 60.0,
         report: Callable[[str], None] = lambda line: None,
@@ -381,7 +391,7 @@ def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.Me
     _check_order(computation.type_signature.parameter)
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     form = tff.backends.native.compile_to_mergeable_comp_form(simulated)
-    up_to_merge, merge, after_merge = map(runtime.compile_native, (form.up_to_merge, form.merge, form.after_merge))
+    up_to_merge, merge, after_merge = map(compile_native, (form.up_to_merge, form.merge, form.after_merge))
     _check_server_draws_nothing(up_to_merge)
     # Compilers forget Python's containers, such as attrs classes.
     result = tff.FunctionType(form.after_merge.type_signature.parameter, computation.type_signature.result)

@@ -6,36 +6,37 @@ from typing import Any
 
 import tensorflow as tf
 
-from tff_kit import runs
-from tff_kit.experiments import Training
+from tff_kit.experiment import Training
+from tff_kit.training import runs
 
 
 def compiled(model: tf.keras.Model, training: Training, optimizer: Any = None) -> tf.keras.Model:
-    """Returns `model` with the training's loss, and accuracy as its metric."""
+    """Returns `model` with the training's loss and metrics."""
     model.compile(
         optimizer or "sgd",
         loss=training.build_loss(),
-        metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
+        metrics=[metric.build() for metric in training.metrics()],
     )
     return model
 
 
-def evaluate_model(model: tf.keras.Model, batches: tf.data.Dataset) -> dict[str, Any]:
-    """Returns accuracy, loss and the number of examples of a compiled model on batches of `(inputs, labels)`."""
+def evaluate_model(model: tf.keras.Model, batches: tf.data.Dataset, training: Training) -> dict[str, Any]:
+    """Returns metrics, loss and the number of examples of a compiled model on batches of `(inputs, labels)`."""
     found = model.evaluate(batches, verbose=0, return_dict=True)
+    measured = {metric.name: found[metric.build().name] for metric in training.metrics()}
     examples = sum(len(labels) for _, labels in batches)
-    return {"accuracy": found["sparse_categorical_accuracy"], "loss": found["loss"], "examples": examples}
+    return {**measured, "loss": found["loss"], "examples": examples}
 
 
 def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
-    """Returns accuracy, loss and the number of examples of the final model in `run` on the training's held-out data.
+    """Returns metrics, loss and the number of examples of the final model in `run` on the training's held-out data.
 
     Args:
       training: The settings, which say what the held-out data is.
       run: What `tff_kit.train` returned, or `tff_kit.runs.RunDirectory(path)` of an earlier run.
 
     Returns:
-      A dict of `accuracy`, `loss` and `examples`.
+      A dict of the task's metrics, such as `accuracy`, of `loss` and of `examples`.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing or broken.
@@ -48,4 +49,4 @@ def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
             f"Expected a model from {expected.input_shape} to {expected.output_shape} for {training.task}, "
             f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
         )
-    return evaluate_model(compiled(found, training), data.test)
+    return evaluate_model(compiled(found, training), data.test, training)

@@ -1,0 +1,304 @@
+"""The settings that every experiment has, grouped by what they are about, and what a task adds to them.
+
+`Experiment` joins four groups: `Communication`, what travels and in how many bits; `Algorithm`, how clients and server learn;
+`Privacy`, what the server may see; `Participation`, who takes part in a round. A task is a subclass: its data, its model, its
+loss, and the settings in which it differs. The defaults are those of the text that a task is taken from.
+
+Nothing here imports TensorFlow Federated, so a device can read an experiment as well as a simulation can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, get_type_hints
+
+import tensorflow as tf
+from typing_extensions import Literal, dataclass_transform, get_args
+
+from tff_kit import encoders
+from tff_kit.datasets import DataError, FederatedDataset, PooledDataset
+from tff_kit.errors import UserError
+from tff_kit.metrics import Metric, metrics_of_loss
+
+ClientOptimizer = Literal["sgd", "adam"]
+ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
+
+
+class SettingsError(UserError):
+    """A setting that can't be. The message says what was expected and what was found."""
+
+
+@dataclass_transform(frozen_default=True)
+class _Settings:
+    """Makes each subclass a frozen dataclass, decorated or not.
+
+    `client_lr = 0.5` in the body of a subclass is a new default. A dataclass takes it only where it is annotated, and would
+    otherwise go on with the old default in silence; so it is annotated here, as the field that it overrides.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - typing_extensions 4.5 has no function for it.
+        bases = [base for base in reversed(cls.__mro__[1:]) if dataclasses.is_dataclass(base)]
+        inherited = {field.name for base in bases for field in dataclasses.fields(base)}
+        if overridden := inherited.intersection(cls.__dict__).difference(own):
+            hints = {name: hint for base in bases for name, hint in get_type_hints(base).items()}
+            cls.__annotations__ = {**own, **{name: hints[name] for name in overridden}}
+        dataclasses.dataclass(frozen=True)(cls)
+        # A subclass that is decorated as well would find these two here, and refuse. `_Settings` has them for all.
+        del cls.__setattr__, cls.__delattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"Settings can't be changed; make others by dataclasses.replace(..., {name}=...).")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"Settings can't be changed, and {name} can't be removed.")
+
+
+class Training(_Settings):
+    """What every training can be told, federated or not."""
+
+    batch_size: int = 20
+    """Examples in a training batch."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    data: str = "auto"
+    """Where the data is."""
+
+    task = ""
+    """The task's name, on the command line and in files."""
+
+    def load_data(self) -> FederatedDataset:
+        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        raise NotImplementedError
+
+    def build_model(self) -> tf.keras.Model:
+        """Returns a new, untrained model; its weights are drawn from the seed."""
+        raise NotImplementedError
+
+    def build_loss(self) -> tf.keras.losses.Loss:
+        """Returns the loss of what the model puts out."""
+        raise NotImplementedError
+
+    def metrics(self) -> Sequence[Metric]:
+        """Returns what is measured besides the loss. The first metric is the one that is shown, plotted and compared.
+
+        By default it follows from the loss: accuracy for a cross-entropy, mean absolute error for a regression.
+
+        Raises:
+          SettingsError: If nothing follows from the loss.
+        """
+        found = metrics_of_loss(self.build_loss())
+        if not found:
+            raise SettingsError(
+                f"Expected {type(self).__name__} to say what it measures, since nothing follows from the loss "
+                f"{type(self.build_loss()).__name__}. Override metrics() to return a list of tff_kit.Metric."
+            )
+        return found
+
+
+class Communication(_Settings):
+    """What travels between server and clients, and in how many bits."""
+
+    broadcast: str = "identity"
+    """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS, uniform:BITS, or stages chained by +,
+    such as rotate+uniform:4, eden:0.5, lowrank:8+step:1+entropy; after a slash one for small variables,
+    such as eden:1/uniform:8. An unknown one lists the stages."""
+    broadcast_change: bool = False
+    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights."""
+    broadcast_feedback: bool = False
+    """Add what encoding lost of a broadcast to the next one: for coarse rounding, not for low rank."""
+    mean: str = "identity"
+    """Encoder of the clients' updates on their way to the server, likewise."""
+    threshold: int = encoders.THRESHOLD
+    """Variables with more elements than this are large. Others travel as they are, unless the encoder has a part for them;
+    biases are sensitive to error, and small."""
+
+    def _check_communication(self) -> None:
+        check_numbers(self, at_least_0=("threshold",))
+        for name in ("broadcast", "mean"):
+            try:
+                encoders.parse_spec(getattr(self, name))
+            except encoders.SpecError as error:
+                raise SettingsError(f"--{name}: {error}") from error
+
+
+class Algorithm(_Settings):
+    """How clients and server learn."""
+
+    client_optimizer: ClientOptimizer = "sgd"
+    """What clients train with."""
+    client_lr: float = 0.02
+    """Learning rate of the clients."""
+    server_optimizer: ServerOptimizer = "sgd"
+    """What the server makes of the clients' mean update: sgd, sgdm with momentum 0.9, or an adaptive method."""
+    server_lr: float = 1.0
+    """Learning rate of the server; with sgd, 1 is plain averaging. Adaptive methods want less, such as 0.01."""
+    weighted: bool = True
+    """Weight clients by their numbers of examples; --no-weighted for equal weights."""
+    proximal: float = 0.0
+    """Strength of FedProx's term, which keeps clients near the model they received; 0 is federated averaging."""
+    local_epochs: int = 1
+    """How often a client goes through its examples in a round."""
+
+    def _check_algorithm(self) -> None:
+        check_numbers(self, at_least_1=("local_epochs",), above_0=("client_lr", "server_lr"), at_least_0=("proximal",))
+        for name, known in (("client_optimizer", get_args(ClientOptimizer)), ("server_optimizer", get_args(ServerOptimizer))):
+            if getattr(self, name) not in known:
+                expected = f"--{name.replace('_', '-')} to be one of {', '.join(known)}"
+                raise SettingsError(f"Expected {expected}, found {getattr(self, name)!r}.")
+
+
+class Privacy(_Settings):
+    """What the server may see of a client."""
+
+    noise_multiplier: float = 0.0
+    """Differential privacy: the noise on the sum of clipped updates, in units of the norm to which they are clipped; 0 for none.
+    It needs --no-weighted and many clients, and a run with it can't be repeated bit for bit."""
+    secure: bool = False
+    """Add what clients send by secure sums, of which the server sees nothing else. Their protocol is simulated."""
+
+    def _check_privacy(self, mean: str, weighted: bool) -> None:
+        check_numbers(self, at_least_0=("noise_multiplier",))
+        if self.noise_multiplier and mean != "identity":
+            raise SettingsError(
+                f"Expected --mean identity with --noise-multiplier, found {mean!r}: the noise is made for the norm to which "
+                "an update is clipped, and an encoder would change it afterwards. The broadcast may be encoded."
+            )
+        if self.noise_multiplier and weighted:
+            raise SettingsError(
+                "Expected equal weights with --noise-multiplier, since the noise is made for what one client can change; found "
+                "weights by numbers of examples. Add --no-weighted."
+            )
+        if self.secure and mean != "identity":
+            raise SettingsError(
+                f"Expected --mean identity with --secure, found {mean!r}: secure sums add integers modulo a number, and "
+                "what encoders make is decoded before it is added. The broadcast may be encoded."
+            )
+
+
+class Participation(_Settings):
+    """Which clients take part in a round, and which of them are missing or late."""
+
+    clients: int = 10
+    """Clients sampled in each round, without replacement."""
+    dropout: float = 0.0
+    """Probability that a sampled client takes no part in its round: it neither receives nor sends. One always stays."""
+    straggling: float = 0.0
+    """How far apart clients are in time: the standard deviation of the logarithm of a client's time, which is drawn anew in each
+    round around a median of 1. With 0 all take as long."""
+    deadline: float = 2.0
+    """When a round ends, in the time of the median client. Clients that take longer have received the model but send nothing;
+    the fastest client is always awaited."""
+
+    fewer_clients_will_do = False
+    """Whether a round takes all clients where there are fewer than it should sample."""
+
+    def _check_participation(self) -> None:
+        check_numbers(self, at_least_1=("clients",), above_0=("deadline",), at_least_0=("dropout", "straggling"))
+        if self.dropout >= 1:
+            raise SettingsError(f"Expected --dropout to be less than 1, found {self.dropout}.")
+
+
+class Experiment(Privacy, Participation, Algorithm, Communication, Training):
+    """What every federated averaging experiment can be told; the settings of `tff_kit.train`.
+
+    A subclass is a task: it says what is trained on what by `load_data`, `build_model` and `build_loss`, has a name in `task`,
+    and may have other defaults and further settings. `python -m tff_kit train emnist --help` explains each setting.
+    """
+
+    rounds: int = 10
+    """Rounds of federated averaging."""
+    batch_size: int = 20
+    """Examples in a client's training batch."""
+    seed: int = 0
+    """Of the initial weights, the sampling of clients, the order of their examples and the encoders."""
+    eval_every: int = 10
+    """Rounds between evaluations on the held-out data; a checkpoint is kept as often. The last round is evaluated too."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_1=("rounds", "batch_size", "eval_every"), at_least_0=("seed",))
+        self._check_communication()
+        self._check_algorithm()
+        self._check_privacy(self.mean, self.weighted)
+        self._check_participation()
+
+    def build_aggregation_process(self, model_fn: Callable) -> Optional[Any]:
+        """Returns an aggregation of one's own, instead of the encoded mean that the settings name; by default `None`.
+
+        Args:
+          model_fn: Returns the `tff.learning.models.VariableModel` whose trainable weights are aggregated.
+
+        Returns:
+          A `tff.aggregators.WeightedAggregationFactory`, or a `tff.aggregators.UnweightedAggregationFactory` where clients count
+          the same whatever their weight, as in a median.
+        """
+        del model_fn
+        return None
+
+    def build_server_optimizer(self) -> Optional[Any]:
+        """Returns a server's `tff.learning.optimizers.Optimizer` of one's own, instead of the setting's; by default `None`."""
+        return None
+
+    def clients_per_round(self, data: FederatedDataset) -> int:
+        """Returns how many clients of `data` a round samples.
+
+        Raises:
+          tff_kit.datasets.DataError: If there are fewer than `clients`, and fewer won't do.
+        """
+        if self.clients > len(data.client_ids) and not self.fewer_clients_will_do:
+            raise DataError(
+                f"Expected at most {len(data.client_ids)} clients a round, since {data.name} has no more; "
+                f"found --clients {self.clients}."
+            )
+        return min(self.clients, len(data.client_ids))
+
+    def plain(self) -> Experiment:
+        """Returns the experiment with nothing encoded, no noise and a server that adds the mean update as it is."""
+        reset: dict[str, Any] = {f.name: f.default for group in (Communication, Privacy) for f in dataclasses.fields(group)}
+        return dataclasses.replace(self, **reset, server_optimizer="sgd", server_lr=1.0)
+
+
+class CentralizedTraining(Training):
+    """What a training without federation can be told; the settings of `tff_kit.train_centralized`.
+
+    Its data is federated data that can be read as a whole, too: a `tff_kit.datasets.PooledDataset`.
+    """
+
+    epochs: int = 3
+    """Epochs of training; the model is kept that was best on the validation data."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    checkpoint: Optional[str] = None
+    """A model to start from: model.keras of a run."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))
+
+    def load_data(self) -> PooledDataset:
+        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        raise NotImplementedError
+
+    def load_weights(self, model: tf.keras.Model, path: pathlib.Path) -> None:
+        """Sets the weights of `model` to those of the model in `path`; raises `OSError` or `ValueError` where that can't be."""
+        model.set_weights(tf.keras.models.load_model(path, compile=False).get_weights())
+
+    def export(self, model: tf.keras.Model, folder: pathlib.Path) -> None:
+        """Writes the trained model to a run directory in other formats than Keras's; by default none."""
+
+
+def check_numbers(
+    settings: Any, at_least_1: Sequence[str] = (), above_0: Sequence[str] = (), at_least_0: Sequence[str] = ()
+) -> None:
+    """Raises `SettingsError` for the first of the named settings that is not in its range."""
+    checks = (
+        (at_least_1, lambda x: x >= 1, "at least 1"),
+        (above_0, lambda x: x > 0, "more than 0"),
+        (at_least_0, lambda x: x >= 0, "0 or more"),
+    )
+    for names, is_valid, expected in checks:
+        for name in names:
+            if not is_valid(getattr(settings, name)):
+                raise SettingsError(f"Expected --{name.replace('_', '-')} to be {expected}, found {getattr(settings, name)}.")

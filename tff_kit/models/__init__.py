@@ -1,1 +1,0 @@
-"""What clients train: Keras models."""
