@@ -17,6 +17,8 @@ from tff_kit.encoders import PayloadError
 from tff_kit.encoders.message import HEADER_BYTES
 from tff_kit.experiment import Experiment
 
+_MEASURED_BITS = 64  # The squared error and norm of an update's encoding.
+
 
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -107,7 +109,8 @@ class Averaging:
         if not all(np.all(np.isfinite(x)) for x in (weight, *measured)) or weight < 0:
             raise PayloadError(f"Expected a weight of 0 or more and finite metrics, found a weight of {weight}.")
         part = self._mean.decode(trained.update)
-        return Received(float(weight), measured, part, _container_bits(trained.scalars) + _container_bits(trained.update))
+        bits = _container_bits(trained.scalars) + int(part["bits"]) + _MEASURED_BITS
+        return Received(float(weight), measured, part, bits)
 
     def apply(self, state: State, sent: Sent, received: Sequence[Received]) -> tuple[State, dict[str, float]]:
         """Returns the next state, and the round's loss, metrics and distortion of the updates, by name.
@@ -127,6 +130,11 @@ class Averaging:
         found["distortion"] = measured["distortion"]
         return State(weights, optimizer, sent.broadcast, mean_state), found
 
+    def put_weights(self, state: State) -> None:
+        """Gives `model` the weights of a state."""
+        for variable, value in zip(model_variables(self.model), state.weights):
+            variable.assign(value)
+
     def _optimize(self, state: State, update: Sequence[tf.Tensor]) -> tuple[list[np.ndarray], Any]:
         trainable, others = state.weights[: self._trainable], state.weights[self._trainable :]
         if not all(np.all(np.isfinite(x)) for x in update):  # As TFF's finalizer: the server stays where it is.
@@ -144,5 +152,5 @@ class Averaging:
 
 
 def _container_bits(payload: bytes) -> int:
-    """Returns the bits behind a container's header."""
+    """Returns the bits of the tensors in a container, all of known shapes."""
     return 8 * (len(payload) - HEADER_BYTES)

@@ -7,27 +7,23 @@ training of a small client. So the app only carries a message to this process, t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import os
 import pathlib
 import platform
-import sys
-import threading
-from collections.abc import Callable
-from multiprocessing import connection
-from typing import Any, Optional
+from typing import Optional
 
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
-from tff_kit.deploy import messages
+from tff_kit.deploy import channel, messages
+from tff_kit.deploy.children import end_with
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
 from tff_kit.encoders import PayloadError
+from tff_kit.errors import UserError
 from tff_kit.experiment import Experiment, SettingsError
+from tff_kit.tasks import find_task
 
-_FAULTS = (DataError, SettingsError, PayloadError, messages.MessageError, tf.errors.OpError, OSError)
+_FAULTS = (UserError, PayloadError, messages.MessageError, tf.errors.OpError, OSError)
 
 
 class Node:
@@ -116,22 +112,19 @@ class _Session:
         return messages.Trained(message.round_num, self._scalars.pack([update.weight, *update.measured]), sent.payload)
 
 
-def ask(socket: str, message: bytes) -> bytes:
-    """Returns the answer of the node process that listens on `socket`."""
-    with connection.Client(socket, "AF_UNIX") as link:
-        link.send_bytes(message)
-        return link.recv_bytes()
+def main() -> None:
+    """Runs a node's process, which ends with the process that it is told to watch."""
+    parser = argparse.ArgumentParser(prog="python -m tff_kit.deploy.node")
+    parser.add_argument("task", help="The task's name.")
+    parser.add_argument("--socket", type=pathlib.Path, required=True, help="Where to listen.")
+    parser.add_argument("--data", required=True, help="Where the client's data is.")
+    parser.add_argument("--client", help="The client's id, where the data is of more than one.")
+    parser.add_argument("--watch", type=int, required=True, help="The process to end with.")
+    arguments = parser.parse_args()
+    end_with(arguments.watch)
+    node = Node(find_task(arguments.task), arguments.data, arguments.client)
+    channel.answer_all(arguments.socket, node.answer)
 
 
-def serve(socket: pathlib.Path, answer: Callable[[bytes], bytes]) -> None:
-    """Answers whoever of this user connects to `socket`, one at a time, for ever."""
-    with contextlib.suppress(FileNotFoundError):
-        socket.unlink()
-    mask = os.umask(0o177)
-    try:
-        listener = connection.Listener(str(socket), "AF_UNIX")
-    finally:
-        os.umask(mask)
-    while True:
-        with contextlib.suppress(EOFError, OSError), listener.accept() as link:
-            link.send_bytes(answer(link.recv_bytes()))
+if __name__ == "__main__":
+    main()

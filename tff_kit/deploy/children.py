@@ -1,0 +1,75 @@
+"""Processes that end with the one that started them, whichever way that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Optional
+
+_SET_PDEATHSIG = 1  # linux/prctl.h
+_END_SECONDS = 10.0
+_libc = ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], log: Optional[pathlib.Path], environment: Optional[Mapping[str, str]] = None
+) -> Iterator[subprocess.Popen]:
+    """Runs a command and what it starts while the context lasts; its output is added to `log`, or goes where this process's goes.
+
+    Call it in the main thread: the kernel ends the command with the thread that started it.
+    """
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        _libc.prctl(_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with open(log, "ab") if log else contextlib.nullcontext() as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if log else None,
+            env=environment,
+            start_new_session=True,  # A Ctrl-C in the terminal is for this process, which then ends the child.
+            preexec_fn=die_with_parent,
+        )
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+def end(child: subprocess.Popen) -> None:
+    """Ends a child of `running` and what it started: asked first, then killed."""
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def end_with(process: int) -> None:
+    """Ends this process when another one ends, which need not be its parent."""
+    try:
+        watched = os.pidfd_open(process)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def wait() -> None:
+        import select
+
+        select.select([watched], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
