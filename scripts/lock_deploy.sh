@@ -9,7 +9,7 @@ python3 -m venv "$work/uv"
 "$work/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 
 for machine in x86_64 aarch64; do
-    UV_PYTHON_DOWNLOADS=never "$work/uv/bin/uv" pip compile requirements-deploy.in --quiet --python-version 3.11 \
+    UV_PYTHON_DOWNLOADS=never "$work/uv/bin/uv" pip compile requirements-deploy.in --no-config --quiet --python-version 3.11 \
         --python-platform "$machine-manylinux_2_31" --only-binary :all: --no-header --no-annotate > "$work/$machine.txt"
 done
 diff "$work/x86_64.txt" "$work/aarch64.txt" || { echo "error: Expected one list for both machines, found two." >&2; exit 1; }

@@ -22,6 +22,7 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   evaluate TASK     print metrics, loss and number of examples of a trained model as JSON
   serve TASK        train with real clients, which join over a network
   join              take part in the trainings of a server, as a client with data of its own
+  partition TASK    write each client's data to a folder, to be copied to its device
   credential        make the keys of a server and of the clients that may join it
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
@@ -32,6 +33,7 @@ _TASK_COMMANDS = {
     "train": "tff_kit.training.commands:train",
     "evaluate": "tff_kit.training.commands:evaluate",
     "serve": "tff_kit.deploy.commands:serve",
+    "partition": "tff_kit.deploy.commands:partition",
 }
 _COMMANDS = {
     "join": "tff_kit.deploy.commands:join",

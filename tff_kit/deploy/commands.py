@@ -96,6 +96,33 @@ def join(
     _join(server, task, data, client, found)
 
 
+def partition(task: str, arguments: Sequence[str]) -> Callable:
+    """Returns the command that writes clients' data of `task` to folders."""
+    del arguments
+    settings_type = _federated(task)
+    default = settings_type()
+
+    def run(
+        out: pathlib.Path,
+        only: tuple[str, ...] = (),
+        training: tyro.conf.OmitArgPrefixes[settings_type] = default,  # type: ignore[valid-type]
+    ) -> None:
+        """Writes each client's data to a folder of its own, OUT/ID, to be copied to its device.
+
+        Args:
+            out: Folder of the folders.
+            only: Ids of the clients to write; by default all.
+            training: The settings, of which those of the data count.
+        """
+        from tff_kit.deploy.partition import write_all
+
+        data = dataclasses.replace(training, local_epochs=1).load_data()
+        for folder in write_all(data, only or data.client_ids, out):
+            print(folder)
+
+    return run
+
+
 def credential(
     folder: tyro.conf.Positional[pathlib.Path], hosts: tuple[str, ...] = (), nodes: tuple[str, ...] = ()
 ) -> None:

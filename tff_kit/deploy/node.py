@@ -14,7 +14,7 @@ from typing import Optional
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
-from tff_kit.deploy import channel, messages
+from tff_kit.deploy import channel, messages, partition
 from tff_kit.deploy.children import end_with
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
@@ -58,7 +58,7 @@ class Node:
 
     def _open(self, message: messages.Settings) -> messages.Hello:
         experiment = self._read_experiment(message)
-        data = experiment.load_data()
+        data = self._load_data(experiment)
         client = self._own_client(data)
         if message.key != self._key:
             self._session = _Session(experiment, data, client, message.initial)
@@ -75,6 +75,12 @@ class Node:
             raise SettingsError(
                 f"Expected the settings of {self._task.task}, found others: {error}. Both sides need the same tff_kit."
             ) from error
+
+    def _load_data(self, experiment: Experiment) -> FederatedDataset:
+        folder = pathlib.Path(self._where)
+        if partition.is_written(folder):
+            return partition.load(folder, experiment.batch_size, experiment.local_epochs)
+        return experiment.load_data()
 
     def _own_client(self, data: FederatedDataset) -> str:
         if self._client is None and len(data.client_ids) == 1:
