@@ -337,6 +337,15 @@ def test_no_encoder_makes_numbers_of_what_is_not_finite(spec, bad):
     assert not np.isfinite(stages.round_trip(spec, x)[0]).any()
 
 
+@pytest.mark.parametrize("spec", ["uniform:4,nearest,64", "topk:0.1", "randk:0.1+uniform:4", "lowrank:2", "eden:1.5"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_no_graph_makes_numbers_of_what_is_not_finite(spec, bad):
+    x = stages.normal(20, 15)
+    x[7, 8] = bad
+    encoder = stages.simple(spec, x.shape)
+    assert not np.isfinite(encoder.decode(encoder.encode(x)[0])).any()
+
+
 @pytest.mark.parametrize("spec", UNBIASED + BIASED)
 @pytest.mark.parametrize("value", [-1e-30, 1e30])
 def test_constants_stay_finite_and_draws_repeat(spec, value):

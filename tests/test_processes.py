@@ -9,6 +9,7 @@ import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
+from tff_kit import encoders
 from tff_kit.algorithm import processes
 
 SPEC = (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.int32))
@@ -327,3 +328,35 @@ def test_processes_have_tffs_types():
     tff.types.FederatedType(expected, tff.SERVER).check_equivalent_to(process.next.type_signature.result.measurements)
     process.next.type_signature.result.result.member.check_equivalent_to(weights)
     assert isinstance(_process(broadcast, mean), tff.learning.templates.LearningProcess)
+
+
+def test_a_deployments_codecs_send_the_bits_of_the_simulation_and_decode_its_values():
+    spec = "rate:2+rice/uniform:4,dithered"
+    broadcast_fn, mean_fn = tff_kit.build_broadcast_encoder_fn(spec, 50), tff_kit.build_mean_encoder_fn(spec, 50)
+    weights = _initial_weights()
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in weights.trainable]
+    process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, broadcast_fn)
+    _, received, measured = _send_to_one_client(process, process.initialize(), weights)
+    codec = encoders.BroadcastCodec(specs, spec, 50)
+    sent = codec.encode(list(weights.trainable), codec.initial_state())
+    tf.nest.map_structure(np.testing.assert_array_equal, list(received.trainable), codec.decode(sent.payload))
+    assert (sent.bits, sent.distortion) == (measured["bits_per_client"], pytest.approx(measured["distortion"]))
+
+    updates, counts = [[x * c for x in weights.trainable] for c in (1, 2, 4)], [3.0, 1.0, 7.0]
+    process = tff_kit.build_encoded_mean_process_from_model(model_fn, mean_fn).create(
+        tff.types.tensorflow_to_type(specs), tff.TensorType(np.float32)
+    )
+    codec = encoders.MeanCodec(specs, spec, 50)
+    tff_state, state = process.initialize(), codec.initial_state()
+    for _ in range(2):
+        output = process.next(tff_state, updates, counts)
+        params, total = codec.params(state), codec.zero()
+        for update, count in zip(updates, counts):
+            total = codec.merge(total, codec.decode(codec.encode(update, count, params).payload))
+        state, mean, measured = codec.finish(state, params, total, sum(counts))
+        tff_state = output.state
+        assert measured["bits_per_client"] == output.measurements["mean_value"]["bits_per_client"]
+        for theirs, ours in zip(output.result, mean):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)  # Sums may be in another order.
+        for theirs, ours in zip(tf.nest.flatten(tff_state["value_sum_process"]), tf.nest.flatten(state)):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-6)

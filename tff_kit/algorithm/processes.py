@@ -19,11 +19,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit import encoders
+from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum, make_encoders
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
 OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
-_Modes = te.core.StateAggregationMode
 
 
 def build_federated_averaging_process(
@@ -117,37 +116,23 @@ def build_encoded_broadcast_process_from_model(
     """
     weights_type = _weights_type(model_fn)
     specs = tff.types.type_to_tf_tensor_specs(weights_type)
-    encoder_list = _make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+    codec = EncodedBroadcast(specs, encoder_fn, error_feedback)
 
     def initial_weights():
         return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
 
-    @tff.tensorflow.computation
-    def initial_state():
-        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in tf.nest.flatten(specs)) if error_feedback else ()
-        return tuple(encoder.initial_state() for encoder in encoder_list), lost
+    initial_state = tff.tensorflow.computation(codec.initial_state)
 
     @tff.tensorflow.computation(initial_state.type_signature.result, weights_type)
     def encode(state, weights):
-        encoder_states, lost = state
         flat = tf.nest.flatten(weights)
         if change_only:
             flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
-        if error_feedback:
-            flat = [x + y for x, y in zip(flat, lost)]
-        outputs = [e.encode(x, s) for e, x, s in zip(encoder_list, flat, encoder_states)]
-        encoded = tuple(output[0] for output in outputs)
-        decoded = [e.decode(x) for e, x in zip(encoder_list, encoded)]
-        measurements = collections.OrderedDict(
-            bits_per_client=tf.cast(encoders.payload_bits(encoded), tf.float64),
-            distortion=_normalised(_squared_error_and_norm(flat, decoded)),
-        )
-        lost = tuple(x - y for x, y in zip(flat, decoded)) if error_feedback else ()
-        return (tuple(output[1] for output in outputs), lost), encoded, measurements
+        return codec.encode(state, flat)
 
     @tff.tensorflow.computation(encode.type_signature.result[1])
     def decode(encoded):
-        flat = [e.decode(x) for e, x in zip(encoder_list, encoded)]
+        flat = codec.decode(encoded)
         if change_only:
             flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
         return tf.nest.pack_sequence_as(specs, flat)
@@ -199,7 +184,7 @@ def build_encoded_mean_process_from_model(
     Raises:
       TypeError: If `encoder_fn` returns something else than a `GatherEncoder`.
     """
-    _make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
+    make_encoders(encoder_fn, tff.types.type_to_tf_tensor_specs(_weights_type(model_fn).trainable), te.core.GatherEncoder)
     return build_mean_factory(_EncodedSumFactory(encoder_fn))
 
 
@@ -258,7 +243,7 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         self._encoder_fn = encoder_fn
 
     def create(self, value_type):
-        codec = _GatherCodec(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
+        codec = EncodedSum(tff.types.type_to_tf_tensor_specs(value_type), self._encoder_fn)
         initial_state = tff.tensorflow.computation(codec.initial_state)
         state_type = initial_state.type_signature.result
         params = tff.tensorflow.computation(codec.params, state_type)
@@ -289,128 +274,6 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
             return tff.templates.MeasuredProcessOutput(state, result, measurements)
 
         return tff.templates.AggregationProcess(initialize, add)
-
-
-class _GatherCodec:
-    """The steps of an encoded sum as TensorFlow functions: on the server, on a client, and between two partial sums.
-
-    A client's message decodes to a part, and parts add up to a total; both are a dict of the values as far as they are
-    decoded before the sum, what the clients report to the encoders' state, squared error and norm of their encodings,
-    payload bits, and the number of clients.
-    """
-
-    def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
-        self._specs = specs
-        self._encoders = _make_encoders(encoder_fn, specs, te.core.GatherEncoder)
-        self._modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in self._encoders]
-
-    def initial_state(self):
-        return tuple(encoder.initial_state() for encoder in self._encoders)
-
-    def params(self, state):
-        """Parameters of encoding, and of decoding before and after the sum."""
-        return tuple(encoder.get_params(s) for encoder, s in zip(self._encoders, state))
-
-    def encode(self, value, params):
-        """A client's message, with its encodings' squared error and norm."""
-        flat = tf.nest.flatten(value)
-        messages, decoded = [], []
-        for encoder, x, (encoding, before_sum, after_sum) in zip(self._encoders, flat, params):
-            encoded, state_update = encoder.encode(x, encoding)
-            # The server has to decode inside the aggregation, where TFF gives it nothing but the client's message.
-            messages.append(collections.OrderedDict(encoded=encoded, params=before_sum, state_update=state_update))
-            part = encoder.decode_before_sum(encoded, before_sum)
-            decoded.append(encoder.decode_after_sum(part, after_sum, tf.constant([1])))
-        return tuple(messages), _squared_error_and_norm(flat, decoded)
-
-    def decode(self, message):
-        """A client's part."""
-        messages, error_and_norm = message
-        updates = (tf.nest.flatten(m["state_update"]) for m in messages)
-        return collections.OrderedDict(
-            values=tuple(e.decode_before_sum(m["encoded"], m["params"]) for e, m in zip(self._encoders, messages)),
-            state_updates=self._map_updates(lambda x, mode: x[tf.newaxis] if mode == _Modes.STACK else x, updates),
-            error_and_norm=error_and_norm,
-            bits=tf.cast(encoders.payload_bits(messages), tf.int64),
-            clients=tf.constant([1]),
-        )
-
-    def zero(self, part_specs):
-        """The total of no client."""
-        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), part_specs)
-        zeros["state_updates"] = self._map_updates(_no_update, part_specs["state_updates"])
-        return zeros
-
-    def total_specs(self, part_specs):
-        """The `tf.TensorSpec`s of a total: where updates are stacked, of any number of clients."""
-        stacked = self._map_updates(
-            lambda spec, mode: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if mode == _Modes.STACK else spec,
-            part_specs["state_updates"],
-        )
-        return collections.OrderedDict(part_specs, state_updates=stacked)
-
-    def merge(self, a, b):
-        """The sum of two totals."""
-        merged = collections.OrderedDict(
-            (key, tf.nest.map_structure(tf.add, a[key], b[key])) for key in a if key != "state_updates"
-        )
-        pairs = (tuple(zip(x, y)) for x, y in zip(a["state_updates"], b["state_updates"]))
-        merged["state_updates"] = self._map_updates(_merge_update, pairs)
-        return collections.OrderedDict((key, merged[key]) for key in a)
-
-    def finish(self, state, params, total):
-        """The new state, the sum, and the measurements."""
-        values = [
-            encoder.decode_after_sum(value, after_sum, total["clients"])
-            for encoder, value, (_, _, after_sum) in zip(self._encoders, total["values"], params)
-        ]
-        new_state = tuple(
-            encoder.update_state(s, tf.nest.pack_sequence_as(encoder.state_update_aggregation_modes, update))
-            for encoder, s, update in zip(self._encoders, state, total["state_updates"])
-        )
-        measurements = collections.OrderedDict(
-            bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
-            distortion=_normalised(total["error_and_norm"]),
-        )
-        return new_state, tf.nest.pack_sequence_as(self._specs, values), measurements
-
-    def _map_updates(self, function, updates):
-        return tuple(tuple(map(function, x, modes)) for x, modes in zip(updates, self._modes))
-
-
-def _no_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:
-    if mode == _Modes.STACK:
-        return tf.zeros([0, *spec.shape[1:]], spec.dtype)
-    return tf.fill(spec.shape, tf.cast({_Modes.SUM: 0, _Modes.MIN: spec.dtype.max, _Modes.MAX: spec.dtype.min}[mode], spec.dtype))
-
-
-def _merge_update(pair: tuple[tf.Tensor, tf.Tensor], mode: te.core.StateAggregationMode) -> tf.Tensor:
-    if mode == _Modes.STACK:
-        return tf.concat(pair, axis=0)
-    return {_Modes.SUM: tf.add, _Modes.MIN: tf.minimum, _Modes.MAX: tf.maximum}[mode](*pair)
-
-
-def _make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
-    made = [encoder_fn(spec) for spec in tf.nest.flatten(specs)]
-    for encoder in made:
-        if not isinstance(encoder, expected):
-            raise TypeError(
-                f"Expected encoder_fn to return a {expected.__name__}, found {type(encoder).__name__}. "
-                "Tip: a broadcast takes a SimpleEncoder (te.encoders.as_simple_encoder), a mean a GatherEncoder "
-                "(te.encoders.as_gather_encoder)."
-            )
-    return made
-
-
-def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
-    # Half the sum of squares is one operation, which makes no tensor of the squares.
-    error = sum(2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in zip(values, decoded))
-    norm = sum(2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in values)
-    return tf.stack([error, norm])
-
-
-def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:
-    return tf.math.divide_no_nan(error_and_norm[0], error_and_norm[1])
 
 
 def _weights_type(model_fn: ModelFn) -> tff.Type:

@@ -1,8 +1,10 @@
 """How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
 
+from tff_kit.encoders.codec import BroadcastCodec, MeanCodec
 from tff_kit.encoders.eden import EdenStage
 from tff_kit.encoders.entropy import EntropyCodingStage
 from tff_kit.encoders.low_rank import LowRankStage
+from tff_kit.encoders.message import PayloadError
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
 from tff_kit.encoders.rate_control import RateControlStage
@@ -15,9 +17,12 @@ from tff_kit.encoders.spec import THRESHOLD, SpecError, add_stage, build_broadca
 __all__ = [
     "THRESHOLD",
     "BitpackingStage",
+    "BroadcastCodec",
     "EdenStage",
     "EntropyCodingStage",
     "LowRankStage",
+    "MeanCodec",
+    "PayloadError",
     "RandomKStage",
     "RateControlStage",
     "RiceCodingStage",

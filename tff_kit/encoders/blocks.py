@@ -50,4 +50,5 @@ def spoil(numbers: tf.Tensor, witness: tf.Tensor) -> tf.Tensor:
 
     One block of a tensor that is not finite must not leave numbers in others.
     """
-    return numbers + 0 * tf.reduce_max(tf.abs(witness))
+    # A product with 0 would do, but graphs are simplified, and 0 x becomes 0 there whatever x is.
+    return tf.where(tf.math.is_finite(tf.reduce_max(tf.abs(witness))), numbers, tf.constant(np.nan, numbers.dtype))
