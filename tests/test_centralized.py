@@ -97,7 +97,7 @@ def test_what_cannot_be_started_from_is_refused_and_nothing_written(store, tmp_p
     for name in ("other.safetensors", "missing.keras", "classifier.pt"):
         arguments = ["--data", store, "--window", "1s", "--checkpoint", str(tmp_path / name), "--logdir", str(tmp_path / "run")]
         assert command_line.main(["train", "kws-centralized", *arguments]) == 2
-        assert "Expected a head for 1s embeddings to start from in --checkpoint" in capsys.readouterr().err
+        assert "Expected weights of kws-centralized's model in --checkpoint" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tff_kit
 from tff_kit.datasets import DataError, FederatedDataset, disk, partitions
 from tff_kit.embeddings import store as stores
+from tff_kit.embeddings import writer
 from tff_kit.tasks.keywords import data as embeddings
 from tff_kit.tasks.keywords import embed, speech_commands, whisper
 
@@ -75,8 +76,8 @@ def test_sizes_of_the_choices():
     """By hand: a clip is 1500 or 50 positions of 384 numbers of 2 bytes, or of 1 byte and a step of 2; and its label's byte."""
     by_hand = {("30s", "float16"): 1500 * 768, ("30s", "int8"): 1500 * 386, ("1s", "float16"): 50 * 768, ("1s", "int8"): 50 * 386}
     for (window, dtype), size in by_hand.items():
-        assert stores.store_gigabytes(84_848, window, dtype) == pytest.approx(84_848 * (size + 1) / 1e9)
-    assert round(stores.store_gigabytes(84_848), 1) == 97.7  # the published figure for float16
+        assert embed.store_gigabytes(84_848, window, dtype) == pytest.approx(84_848 * (size + 1) / 1e9)
+    assert round(embed.store_gigabytes(84_848), 1) == 97.7  # the published figure for float16
 
 
 def test_files_hold_every_clip_in_order(store, speech):
@@ -271,7 +272,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     """A store of 77 MB, read once: the peak stays near what it was with the first batches."""
     store = embed.demo(tmp_path / "store", clients=2, clips_per_client=500)
     code = (
-        "import resource, sys, tensorflow as tf\nfrom tff_kit.datasets import embeddings\n"
+        "import resource, sys, tensorflow as tf\nfrom tff_kit.tasks.keywords import data as embeddings\n"
         "dataset = embeddings.load(sys.argv[1])\n"
         "batches = dataset.all_clients(tf.constant(0, tf.int64))\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
@@ -325,7 +326,7 @@ import tensorflow as tf
 sys.path[:0] = sys.argv[3:]
 import test_embeddings as here
 from tff_kit.tasks.keywords import whisper
-from tff_kit.tasks.keywords import speech_commands, embed as store_writer
+from tff_kit.tasks.keywords import embed, speech_commands
 
 def slow(clips):
     time.sleep(0.2)
@@ -398,7 +399,7 @@ def test_another_encoder_or_data_does_not_go_on(store, speech, speech_folder):
 
 def test_a_store_of_another_encoder_or_window_is_refused(store):
     assert embeddings.load(store.folder, window="1s", weights_sha256="a" * 64)
-    with pytest.raises(DataError, match="30s window, 1500 positions, found .*store with 1s, 50 positions"):
+    with pytest.raises(DataError, match="30s window, found .*store with the 1s window, 50 positions"):
         embeddings.load(store.folder, window="30s")
     with pytest.raises(DataError, match="weights bbbbbbbbbbbb, found .*made by stand-in with weights aaaaaaaaaaaa"):
         embeddings.load(store.folder, weights_sha256="b" * 64)

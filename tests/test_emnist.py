@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_federated as tff
 from conftest import write_cache
 from sklearn.datasets import load_digits
 
@@ -167,7 +168,7 @@ def served(request, tmp_path, monkeypatch):
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/{FILE}.lzma"
-    original = emnist.tff.simulation.datasets.emnist.load_data
+    original = tff.simulation.datasets.emnist.load_data
     fetch = original.__globals__["download"].get_compressed_file
     monkeypatch.setitem(
         original.__globals__,

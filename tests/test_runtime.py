@@ -14,7 +14,7 @@ from tff_kit import runtime
 
 _SCRIPT = """
 import os, sys, time
-import tff_kit, tensorflow_federated as tff
+import tensorflow_federated as tff
 from tff_kit import runtime
 
 @tff.federated_computation

@@ -114,7 +114,8 @@ def test_embeddings_are_those_of_pytorch(encoder, real_clips, whisper_folder, to
 
 def test_an_unknown_id_without_network_ends_in_a_sentence_within_seconds(tmp_path):
     code = (
-        "import time\nfrom tff_kit import whisper\nimport huggingface_hub\nfrom tff_kit.datasets import DataError\n"
+        "import time\nimport huggingface_hub\n"
+        "from tff_kit.datasets import DataError\nfrom tff_kit.tasks.keywords import whisper\n"
         "before = time.monotonic()\n"
         "try:\n    whisper.load_encoder('nobody/no-such-model')\n"
         "except DataError as error:\n    print(f'{time.monotonic() - before:.1f}|{error}')\n"

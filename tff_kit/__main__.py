@@ -26,6 +26,7 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   credential        make the keys of a server and of the clients that may join it
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
+  plot cifar10      draw the same of CIFAR-10's pictures, as they are shared out
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
@@ -40,6 +41,7 @@ _COMMANDS = {
     "credential": "tff_kit.deploy.commands:credential",
     "worker": "tff_kit.runtime.commands:worker",
     "embed": "tff_kit.tasks.keywords.commands:embed",
+    "plot cifar10": "tff_kit.tasks.cifar10.commands:plot_partitions",
     "plot partitions": "tff_kit.tasks.keywords.commands:plot_partitions",
 }
 """Where each command is, MODULE:FUNCTION; it is imported when it is run. Those of tasks are given the task's name."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tff_kit.experiment import Training
 
 TASKS: Mapping[str, str] = {
+    "cifar10": "tff_kit.tasks.cifar10:Cifar10",
     "emnist": "tff_kit.tasks.emnist:Emnist",
     "kws": "tff_kit.tasks.keywords:KeywordSpotting",
     "kws-centralized": "tff_kit.tasks.keywords:CentralizedKeywordSpotting",
