@@ -15,7 +15,7 @@ from tff_kit.training import runs
 from tff_kit.training.rounds import train
 
 CLIENTS = ("form00", "form04", "form09")
-SMALL = {"data": "digits", "clients": 3, "rounds": 3, "filters": 4, "threshold": 100, "eval_every": 3}
+SMALL = {"data": "digits", "clients": 3, "rounds": 2, "filters": 4, "threshold": 100, "eval_every": 2}
 
 
 class ThreeWriters(Emnist):
@@ -64,15 +64,14 @@ def deploy(tmp_path, answers, attendance=rounds.Attendance(timeout=60), **settin
 @pytest.mark.parametrize(
     "settings",
     [
-        {"local_epochs": 2, "client_lr": 0.1},
+        {"weighted": False, "proximal": 0.1},
         {"broadcast": "uniform:8", "mean": "uniform:8", "server_optimizer": "adam", "server_lr": 0.01},
         {
             "broadcast": "lowrank:4+step:1+entropy/uniform:8",
             "mean": "rate:0.5+entropy/uniform:8",
             "broadcast_change": True,
-            "proximal": 0.1,
             "client_optimizer": "adam",
-            "client_lr": 0.01,
+            "client_lr": 0.001,
         },
     ],
     ids=["plain", "8 bits", "few bits"],
@@ -81,12 +80,8 @@ def test_rounds_are_those_of_the_simulation(tmp_path, nodes, settings):
     deployed = deploy(tmp_path, nodes, **settings)
     simulated = train(ThreeWriters(**{**SMALL, **settings}), tmp_path / "simulated")
 
-    # What the simulation sends beside: the client optimizer's numbers down, and whether a client was left out up.
-    scalars = len(optimizers.build_client_optimizer(ThreeWriters(**{**SMALL, **settings})).hyperparameters)
     for ours, theirs in zip(deployed.read_metrics(), simulated.read_metrics()):
-        sent = 3 * ours["round"]
-        assert theirs["broadcast_bits"] - ours["broadcast_bits"] == 32 * scalars * sent
-        assert theirs["aggregate_bits"] - ours["aggregate_bits"] == 32 * sent
+        assert (ours["broadcast_bits"], ours["aggregate_bits"]) == (theirs["broadcast_bits"], theirs["aggregate_bits"])
         for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "aggregate_distortion", "broadcast_distortion"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
     for x, y in zip(deployed.load_model().get_weights(), simulated.load_model().get_weights()):

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tff_kit.deploy import messages
 from tff_kit.deploy.client_work import build_metrics, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
-from tff_kit.deploy.optimizers import build_server_optimizer
+from tff_kit.deploy.optimizers import build_client_optimizer, build_server_optimizer
 from tff_kit.encoders import PayloadError
 from tff_kit.encoders.message import HEADER_BYTES
 from tff_kit.experiment import Experiment
@@ -42,15 +42,17 @@ class Sent:
     """What each client of a round receives.
 
     Attributes:
+      numbers: The client optimizer's hyperparameters.
       model: The encoded model.
       params: What clients encode their updates with.
-      bits: Of both, for one client, without the containers' headers.
+      bits: Of all, for one client, without the containers' headers.
       broadcast: The broadcast encoders' state of the next round.
       distortion: Squared error of the broadcast over the squared norm of what was broadcast.
     """
 
-    model: bytes
+    numbers: bytes
     params: bytes
+    model: bytes
     bits: int
     broadcast: Any
     distortion: float
@@ -85,6 +87,9 @@ class Averaging:
         self._mean = build_mean_codec(experiment, self.model)
         self._optimizer = build_server_optimizer(experiment)
         self._step = tf.function(self._optimizer.next)
+        client_optimizer = build_client_optimizer(experiment)
+        numbers = [np.float32(x) for x in client_optimizer.hyperparameters]
+        self._numbers = messages.numbers_layout(client_optimizer).pack(numbers)
         self._metrics = build_metrics(experiment)
         self._names = [*(metric.name for metric in experiment.metrics()), "loss"]
         self._scalars = messages.scalars_layout(self._metrics)
@@ -101,12 +106,13 @@ class Averaging:
         values = [x - x0 for x, x0 in zip(state.weights, self._initial)] if self._change else state.weights
         sent = self._broadcast.encode(values, state.broadcast)
         params = self._mean.params(state.mean)
-        return Sent(sent.payload, params, sent.bits + _container_bits(params), sent.state, sent.distortion)
+        bits = sent.bits + _container_bits(params) + _container_bits(self._numbers)
+        return Sent(self._numbers, params, sent.payload, bits, sent.state, sent.distortion)
 
     def read(self, trained: messages.Trained) -> Received:
         """Decodes and checks a client's message; raises `PayloadError` where it can't be counted."""
-        weight, *measured = [np.asarray(x) for x in self._scalars.unpack(trained.scalars)]
-        if not all(np.all(np.isfinite(x)) for x in (weight, *measured)) or weight < 0:
+        weight, left_out, *measured = [np.asarray(x) for x in self._scalars.unpack(trained.scalars)]
+        if not all(np.all(np.isfinite(x)) for x in (weight, *measured)) or weight < 0 or left_out != (weight == 0):
             raise PayloadError(f"Expected a weight of 0 or more and finite metrics, found a weight of {weight}.")
         part = self._mean.decode(trained.update)
         bits = _container_bits(trained.scalars) + int(part["bits"]) + _MEASURED_BITS
@@ -139,7 +145,8 @@ class Averaging:
         trainable, others = state.weights[: self._trainable], state.weights[self._trainable :]
         if not all(np.all(np.isfinite(x)) for x in update):  # As TFF's finalizer: the server stays where it is.
             return state.weights, state.optimizer
-        optimizer, moved = self._step(state.optimizer, [tf.constant(x) for x in trainable], list(update))
+        numbers = [tf.constant(x, tf.float32) for x in self._optimizer.hyperparameters]
+        optimizer, moved = self._step(numbers, state.optimizer, [tf.constant(x) for x in trainable], list(update))
         return [*(x.numpy() for x in moved), *others], optimizer
 
     def _finish_metrics(self, measured: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:

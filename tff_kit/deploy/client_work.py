@@ -29,7 +29,8 @@ class Update:
     Attributes:
       values: Received minus trained weights, float32, one a trainable variable; all zero where one of them is not finite.
       weight: What the client counts in the mean: its examples, or 1; 0 where its update is not finite.
-      measured: The unfinished metrics: variables of the task's metrics, of the mean loss, then examples and batches.
+      measured: The unfinished metrics: variables of the task's metrics, of the mean loss, then examples and batches; all zero where
+        the update is not finite.
     """
 
     values: list[tf.Tensor]
@@ -56,15 +57,21 @@ class ClientWork:
         self._predict = tf.function(lambda inputs: self.model(inputs, training=True))
         self._train = tf.function(self._train_batches, autograph=True)
 
-    def train(self, weights: Sequence[tf.Tensor], seed: int) -> Update:
-        """Trains `weights`, trainable ones first, through the client's batches in the order that `seed` draws."""
+    def train(self, weights: Sequence[tf.Tensor], seed: int, numbers: Sequence[tf.Tensor]) -> Update:
+        """Trains a model on the client's batches.
+
+        Args:
+          weights: Of the model, trainable ones first.
+          seed: Draws the order of the client's examples.
+          numbers: The optimizer's hyperparameters.
+        """
         for variable, value in zip(model_variables(self.model), weights):
             variable.assign(value)
         for metric in self.metrics:
             metric.reset_state()
         batches = self._data.client_dataset(tf.constant(self._client), tf.constant(seed, tf.int64)).with_options(_AS_WRITTEN)
         received = [tf.identity(x) for x in self.model.trainable_variables]
-        examples, number = self._train(batches, received)
+        examples, number = self._train(batches, received, list(numbers))
         values = [before - after for before, after in zip(received, self.model.trainable_variables)]
         finite = all(bool(tf.reduce_all(tf.math.is_finite(x))) for x in values)
         if not finite:
@@ -76,18 +83,18 @@ class ClientWork:
         measured = [x.numpy() for metric in self.metrics for x in metric.variables]
         return Update(values, weight if finite else 0.0, [*measured, *counts])
 
-    def _train_batches(self, batches: tf.data.Dataset, received: list[tf.Tensor]):
+    def _train_batches(self, batches: tf.data.Dataset, received: list[tf.Tensor], numbers: list[tf.Tensor]):
         variables = self.model.trainable_variables
         state = self._optimizer.initialize([tf.TensorSpec(x.shape, x.dtype) for x in variables])
         examples, number = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
         for inputs, labels in batches:
-            state = self._step(state, inputs, labels, received)
+            state = self._step(numbers, state, inputs, labels, received)
             examples += tf.shape(labels, out_type=tf.int64)[0]
             number += 1
         return examples, number
 
     @tf.autograph.experimental.do_not_convert
-    def _step(self, state, inputs, labels, received):
+    def _step(self, numbers, state, inputs, labels, received):
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             predictions = self._predict(inputs)
@@ -96,7 +103,7 @@ class ClientWork:
         gradients = tape.gradient(loss, variables)
         if self._experiment.proximal:
             gradients = _pulled(gradients, variables, received, self._experiment.proximal)
-        state, weights = self._optimizer.next(state, [tf.convert_to_tensor(x) for x in variables], gradients)
+        state, weights = self._optimizer.next(numbers, state, [tf.convert_to_tensor(x) for x in variables], gradients)
         for variable, value in zip(variables, weights):
             variable.assign(value)
         for metric in self.metrics[:-1]:

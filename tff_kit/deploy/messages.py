@@ -7,7 +7,7 @@ A message is one byte for its kind, a fixed head, and parts with their lengths. 
 |---|---|---|---|
 | settings | server | | JSON: format, task, settings, digest of the initial weights |
 | hello | node | | JSON: client, examples, versions |
-| train | server | key of the settings, round, seed | parameters of the update's encoding, encoded model |
+| train | server | key of the settings, round, seed | the client optimizer's numbers, parameters of the update's encoding, model |
 | update | node | round | scalars, encoded update |
 | unknown | node | | nothing: the node has started anew and needs the settings |
 | refusal | node | | a sentence |
@@ -25,6 +25,7 @@ from typing import Any, Union
 import numpy as np
 import tensorflow as tf
 
+from tff_kit.deploy.optimizers import Optimizer
 from tff_kit.encoders.message import Layout
 from tff_kit.experiment import Experiment
 
@@ -85,12 +86,13 @@ class Train:
     key: bytes
     round_num: int
     seed: int
+    numbers: bytes
     params: bytes
     model: bytes
 
     def pack(self) -> bytes:
         """Returns the message."""
-        return _pack(_TRAIN, _TRAIN_HEAD.pack(self.key, self.round_num, self.seed), self.params, self.model)
+        return _pack(_TRAIN, _TRAIN_HEAD.pack(self.key, self.round_num, self.seed), self.numbers, self.params, self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _read_hello(body: memoryview) -> Hello:
 
 
 def _read_train(body: memoryview) -> Train:
-    return Train(*_TRAIN_HEAD.unpack(body[: _TRAIN_HEAD.size]), *_parts(body[_TRAIN_HEAD.size :], 2))
+    return Train(*_TRAIN_HEAD.unpack(body[: _TRAIN_HEAD.size]), *_parts(body[_TRAIN_HEAD.size :], 3))
 
 
 def _read_trained(body: memoryview) -> Trained:
@@ -193,11 +195,20 @@ def _parts(body: memoryview, number: int) -> list[bytes]:
     return found
 
 
+def numbers_layout(optimizer: Optimizer) -> Layout:
+    """Returns the container of a client optimizer's hyperparameters."""
+    return Layout([tf.TensorSpec([], tf.float32)] * len(optimizer.hyperparameters), "client optimizer's numbers")
+
+
 def scalars_layout(metrics: Sequence[tf.keras.metrics.Metric]) -> Layout:
-    """Returns the container of what a client reports beside its update: its weight, unfinished metrics, examples, batches."""
+    """Returns the container of what a client reports beside its update.
+
+    That is its weight, 1 where its update was not finite, and as the simulation counts them its unfinished metrics, examples and
+    batches.
+    """
     measured = [tf.TensorSpec(x.shape, x.dtype) for metric in metrics for x in metric.variables]
     counts = [tf.TensorSpec([], tf.int64)] * 2
-    return Layout([tf.TensorSpec([], tf.float32), *measured, *counts], "client's report")
+    return Layout([tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32), *measured, *counts], "client's report")
 
 
 def weights_digest(weights: Sequence[np.ndarray]) -> str:

@@ -11,6 +11,7 @@ import pathlib
 import platform
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
@@ -18,6 +19,7 @@ from tff_kit.deploy import channel, messages, partition
 from tff_kit.deploy.children import end_with
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
+from tff_kit.deploy.optimizers import build_client_optimizer
 from tff_kit.encoders import PayloadError
 from tff_kit.errors import UserError
 from tff_kit.experiment import Experiment, SettingsError
@@ -101,6 +103,7 @@ class _Session:
         self._work = ClientWork(experiment, data, client)
         model = self._work.model
         self._broadcast, self._mean = build_broadcast_codec(experiment, model), build_mean_codec(experiment, model)
+        self._numbers = messages.numbers_layout(build_client_optimizer(experiment))
         self._scalars = messages.scalars_layout(self._work.metrics)
         self._initial = [x.numpy() for x in model_variables(model)] if experiment.broadcast_change else None
         if self._initial and messages.weights_digest(self._initial) != initial:
@@ -113,9 +116,10 @@ class _Session:
         weights = self._broadcast.decode(message.model)
         if self._initial:
             weights = [x0 + x for x0, x in zip(self._initial, weights)]
-        update = self._work.train(weights, message.seed)
+        update = self._work.train(weights, message.seed, self._numbers.unpack(message.numbers))
         sent = self._mean.encode(update.values, update.weight, message.params)
-        return messages.Trained(message.round_num, self._scalars.pack([update.weight, *update.measured]), sent.payload)
+        scalars = [np.float32(update.weight), np.int32(update.weight == 0), *update.measured]
+        return messages.Trained(message.round_num, self._scalars.pack(scalars), sent.payload)
 
 
 def main() -> None:

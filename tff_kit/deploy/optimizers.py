@@ -26,14 +26,16 @@ class Optimizer:
     """An optimizer as two functions of tensors.
 
     Attributes:
+      hyperparameters: Its numbers, the learning rate first. In a graph they are tensors, as in TFF: folded into it as constants,
+        they would change the order of multiplications.
       initialize: From the `tf.TensorSpec`s of the weights to a state.
-      next: From a state, weights, and a gradient for each weight, `None` where there is none, to a new state and new weights.
-      hyperparameters: The numbers that TFF broadcasts to clients in each round, float32.
+      next: From the hyperparameters as float32 scalars, a state, weights, and a gradient for each weight, `None` where there is
+        none, to a new state and new weights.
     """
 
-    initialize: Callable[[Sequence[tf.TensorSpec]], State]
-    next: Callable[[State, Tensors, Sequence[Union[tf.Tensor, tf.IndexedSlices, None]]], tuple[State, list[tf.Tensor]]]
     hyperparameters: tuple[float, ...]
+    initialize: Callable[[Sequence[tf.TensorSpec]], State]
+    next: Callable[[Tensors, State, Tensors, Sequence[Union[tf.Tensor, tf.IndexedSlices, None]]], tuple[State, list[tf.Tensor]]]
 
 
 def build_client_optimizer(experiment: Experiment) -> Optimizer:
@@ -57,97 +59,106 @@ def build_server_optimizer(experiment: Experiment) -> Optimizer:
 def build_sgd(lr: float) -> Optimizer:
     """Returns gradient descent: w - lr * g."""
 
-    def step(state, w, g):
-        return (), w - tf.constant(lr, g.dtype) * g
+    def step(numbers, state, w, g):
+        (lr,) = numbers
+        return (), w - lr * g
 
-    return _per_weight(lambda spec: (), step, (lr,))
+    return _per_weight((lr,), lambda spec: (), step)
 
 
 def build_momentum(lr: float, momentum: float) -> Optimizer:
     """Returns gradient descent with momentum: a = momentum * a + g, w - lr * a."""
 
-    def step(state, w, g):
-        a = tf.constant(momentum, g.dtype) * state[0] + g
-        return (a,), w - tf.constant(lr, g.dtype) * a
+    def step(numbers, state, w, g):
+        lr, momentum = numbers
+        a = momentum * state[0] + g
+        return (a,), w - lr * a
 
-    return _per_weight(lambda spec: (tf.zeros(spec.shape, spec.dtype),), step, (lr, momentum))
+    return _per_weight((lr, momentum), lambda spec: (_zeros(spec),), step)
 
 
 def build_adam(lr: float, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7) -> Optimizer:
     """Returns Adam, D. P. Kingma, J. Ba: Adam: A Method for Stochastic Optimization. ICLR 2015, arXiv 1412.6980."""
 
-    def step(state, w, g, rate):
+    def step(numbers, state, w, g):
+        rate, beta_1, beta_2, epsilon = numbers
         a, p = state
-        a = a + (g - a) * (1 - tf.constant(beta_1, a.dtype))
-        p = p + (tf.square(g) - p) * (1 - tf.constant(beta_2, p.dtype))
-        return (a, p), w - tf.cast(rate, a.dtype) * a / (tf.sqrt(p) + tf.constant(epsilon, p.dtype))
+        a = a + (g - a) * (1 - beta_1)
+        p = p + (tf.square(g) - p) * (1 - beta_2)
+        return (a, p), w - rate * a / (tf.sqrt(p) + epsilon)
 
-    def start(spec):
-        return tf.zeros(spec.shape, spec.dtype), tf.zeros(spec.shape, spec.dtype)
-
-    return _counting(start, step, lr, beta_1, beta_2, epsilon)
+    return _counting((lr, beta_1, beta_2, epsilon), lambda spec: (_zeros(spec), _zeros(spec)), step)
 
 
 def build_yogi(lr: float, beta_1: float, beta_2: float, epsilon: float) -> Optimizer:
     """Returns Yogi, M. Zaheer et al.: Adaptive Methods for Nonconvex Optimization. NeurIPS 2018."""
 
-    def step(state, w, g, rate):
+    def step(numbers, state, w, g):
+        rate, beta_1, beta_2, epsilon = numbers
         a, p = state
-        a = a + (g - a) * (1 - tf.constant(beta_1, g.dtype))
+        a = a + (g - a) * (1 - beta_1)
         square = tf.square(g)
-        p = p + (1 - tf.constant(beta_2, g.dtype)) * tf.sign(square - p) * square
-        return (a, p), w - tf.cast(rate, g.dtype) * a / (tf.sqrt(p) + tf.constant(epsilon, g.dtype))
+        p = p + (1 - beta_2) * tf.sign(square - p) * square
+        return (a, p), w - rate * a / (tf.sqrt(p) + epsilon)
 
-    def start(spec):
-        return tf.zeros(spec.shape, spec.dtype), tf.ones(spec.shape, spec.dtype) * tf.constant(_YOGI_START, spec.dtype)
-
-    return _counting(start, step, lr, beta_1, beta_2, epsilon)
+    return _counting((lr, beta_1, beta_2, epsilon), lambda spec: (_zeros(spec), _filled(spec, _YOGI_START)), step)
 
 
 def build_adagrad(lr: float, initial: float, epsilon: float) -> Optimizer:
     """Returns Adagrad, J. Duchi, E. Hazan, Y. Singer: Adaptive Subgradient Methods for Online Learning. JMLR 12, 2011."""
 
-    def step(state, w, g):
+    def step(numbers, state, w, g):
+        lr, epsilon = numbers
         p = state[0] + tf.square(g)
-        return (p,), w - tf.constant(lr, g.dtype) * g / tf.sqrt(p + tf.constant(epsilon, p.dtype))
+        return (p,), w - lr * g / tf.sqrt(p + epsilon)
 
-    def start(spec):
-        return (tf.ones(spec.shape, spec.dtype) * tf.constant(initial, spec.dtype),)
-
-    return _per_weight(start, step, (lr, epsilon))
+    return _per_weight((lr, epsilon), lambda spec: (_filled(spec, initial),), step)
 
 
-def _per_weight(start: Callable, step: Callable, hyperparameters: tuple[float, ...]) -> Optimizer:
-    """Returns the optimizer that treats each weight by itself; `step(state, w, g)` returns a weight's new state and value."""
+def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.zeros(spec.shape, spec.dtype)
+
+
+def _filled(spec: tf.TensorSpec, value: float) -> tf.Tensor:
+    return tf.ones(spec.shape, spec.dtype) * tf.constant(value, spec.dtype)
+
+
+def _per_weight(hyperparameters: tuple[float, ...], start: Callable, step: Callable) -> Optimizer:
+    """Returns the optimizer that treats each weight by itself.
+
+    `start(spec)` returns a weight's state, `step(numbers, state, w, g)` its new state and value.
+    """
 
     def initialize(specs):
         return tuple(x for spec in specs for x in start(spec))
 
-    def update(state, weights, gradients):
+    def update(numbers, state, weights, gradients):
         each = len(state) // len(weights)
         states = [tuple(state[i * each : (i + 1) * each]) for i in range(len(weights))]
-        moved = [
-            (s, w) if g is None else step(s, w, tf.convert_to_tensor(g)) for s, w, g in zip(states, weights, gradients)
-        ]
+        triples = zip(states, weights, gradients)
+        moved = [(s, w) if g is None else step(_cast(numbers, w), s, w, tf.convert_to_tensor(g)) for s, w, g in triples]
         return tuple(x for s, _ in moved for x in s), [w for _, w in moved]
 
-    return Optimizer(initialize, update, hyperparameters)
+    return Optimizer(hyperparameters, initialize, update)
 
 
-def _counting(start: Callable, step: Callable, lr: float, beta_1: float, beta_2: float, epsilon: float) -> Optimizer:
-    """Returns an optimizer like `_per_weight`, whose learning rate is corrected by the number of steps, as Adam's is."""
-
-    def rate(count):
-        lr_, b1, b2, n = (tf.cast(x, tf.float32) for x in (lr, beta_1, beta_2, count))
-        return lr_ * tf.sqrt(1 - tf.pow(b2, n)) / (1 - tf.pow(b1, n))
+def _counting(hyperparameters: tuple[float, ...], start: Callable, step: Callable) -> Optimizer:
+    """Returns an optimizer as `_per_weight` does, whose learning rate is corrected by the number of steps, as Adam's is."""
+    inner = _per_weight(hyperparameters, start, step)
 
     def initialize(specs):
-        return (tf.constant(0), *(x for spec in specs for x in start(spec)))
+        return (tf.constant(0), *inner.initialize(specs))
 
-    def update(state, weights, gradients):
+    def update(numbers, state, weights, gradients):
+        lr, beta_1, beta_2, epsilon = numbers
         count = state[0] + 1
-        at_rate = _per_weight(start, lambda s, w, g: step(s, w, g, rate(count)), ())
-        moved, weights = at_rate.next(state[1:], weights, gradients)
+        steps = tf.cast(count, tf.float32)
+        rate = lr * tf.sqrt(1 - tf.pow(beta_2, steps)) / (1 - tf.pow(beta_1, steps))
+        moved, weights = inner.next((rate, beta_1, beta_2, epsilon), state[1:], weights, gradients)
         return (count, *moved), weights
 
-    return Optimizer(initialize, update, (lr, beta_1, beta_2, epsilon))
+    return Optimizer(hyperparameters, initialize, update)
+
+
+def _cast(numbers: Tensors, weight: tf.Tensor) -> list[tf.Tensor]:
+    return [tf.cast(x, weight.dtype) for x in numbers]

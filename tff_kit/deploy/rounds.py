@@ -304,7 +304,7 @@ class _Training:
             node = self._population.node_of(client)
             assert node is not None
             key = self._averaging.settings.key
-            requests[node] = messages.Train(key, round_num, seed, sent.params, sent.model).pack()
+            requests[node] = messages.Train(key, round_num, seed, sent.numbers, sent.params, sent.model).pack()
             self._link.send(node, requests[node])
         answers, waiting = _Answers(sent=len(requests)), set(requests)
         until = time.monotonic() + self._attendance.timeout
