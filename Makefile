@@ -16,10 +16,11 @@ STORE ?= embeddings
 KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
+INSTALLED_DEPLOY := .venv-deploy/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd bench-peers requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists all targets.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
@@ -61,7 +62,7 @@ notebooks: setup ## Opens the notebooks in Jupyter Lab.
 run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs; data by TFF_KIT_* variables.
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
-test: setup ## Runs all tests.
+test: setup setup-deploy ## Runs all tests.
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: setup ## Checks style and types.
@@ -85,5 +86,17 @@ bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures round time beside 
 requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
 	@bash scripts/lock.sh
 
+setup-deploy: $(INSTALLED_DEPLOY) ## Makes .venv-deploy from requirements-deploy.txt, for real clients.
+
+$(INSTALLED_DEPLOY): requirements-deploy.txt scripts/setup_deploy.sh
+	@bash scripts/setup_deploy.sh
+	@touch $@
+
+lock-deploy: ## Resolves requirements-deploy.in anew into requirements-deploy.txt.
+	@bash scripts/lock_deploy.sh
+
+deploy-demo: setup-deploy ## Trains with a server and two real clients on this machine, TLS and authentication on; ends by itself.
+	@bash scripts/deploy_demo.sh .venv-deploy/bin/python
+
 clean: ## Removes the environments.
-	@rm -rf .venv .peers
+	@rm -rf .venv .venv-deploy .peers

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import threading
@@ -67,9 +69,19 @@ def end_with(process: int) -> None:
         os._exit(1)
 
     def wait() -> None:
-        import select
-
         select.select([watched], [], [])
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def import_quietly(module: str) -> None:
+    """Imports a module without what its native code prints, as TensorFlow does of every driver that it does not find."""
+    with open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            importlib.import_module(module)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

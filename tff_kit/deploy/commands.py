@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -18,11 +19,10 @@ from typing import Any, Callable, Optional
 
 import tyro
 
-from tff_kit.deploy import children, relay
+from tff_kit.deploy import children, client_process, relay
 from tff_kit.deploy import credentials as credential_files
 from tff_kit.errors import UserError
-from tff_kit.experiment import Experiment, SettingsError
-from tff_kit.tasks import find_task
+from tff_kit.tasks import TASKS, find_task
 
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0  # Between looks whether a run goes on.
@@ -36,10 +36,10 @@ class AddressError(UserError, ValueError):
 
 def serve(task: str, arguments: Sequence[str]) -> Callable:
     """Returns the command that trains `task` with real clients."""
+    settings_type = _federated(task)
     from tff_kit.deploy.rounds import Attendance
     from tff_kit.training.commands import default_settings
 
-    settings_type = _federated(task)
     default = default_settings(settings_type, arguments)
 
     def run(
@@ -89,7 +89,8 @@ def join(
         insecure: Connect unencrypted, also beyond loopback.
     """
     host, _ = _parse_address(server)
-    _federated(task)
+    if task not in TASKS:
+        raise UserError(f"Expected a task, one of {', '.join(TASKS)}; found {task!r}.")
     found = credential_files.NodeCredential(credential) if credential else None
     if not (found or insecure or _is_loopback(host)):
         raise AddressError(_needs_credential(host))
@@ -142,7 +143,7 @@ def credential(
 class _Order:
     """What a server is to do."""
 
-    experiment: Experiment
+    experiment: Any
     attendance: Any
     logdir: Optional[pathlib.Path] = None
     resume: bool = False
@@ -211,10 +212,10 @@ def _read_order(task: str, path: pathlib.Path) -> _Order:
 
 
 def _parse_order(task: str, arguments: Sequence[str]) -> _Order:
+    settings_type = _federated(task)
     from tff_kit.deploy.rounds import Attendance
     from tff_kit.training.commands import default_settings
 
-    settings_type = _federated(task)
     default = default_settings(settings_type, arguments)
 
     def order(
@@ -301,30 +302,52 @@ def _join(server: str, task: str, data: str, client: Optional[str], credential: 
 
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
-        place = folder / "node"
-        import os
-
-        command = engine.node_command(task, place, data, client, os.getpid())
+        command = client_process.command(task, folder / "node", data, client, os.getpid())
         print(f"Taking part in {task} on {server} with the data {data}, until Ctrl-C.", flush=True)
-        with contextlib.ExitStack() as stack:
-            started = time.monotonic()
-            process = stack.enter_context(children.running(command, None))
+        with _ClientProcess(command) as process:
             while True:
-                with engine.supernode(server, folder, credential, place, _free_port()) as node:
+                with engine.supernode(server, folder, credential, folder / "node", _free_port()) as node:
                     while node.poll() is None:
-                        if process.poll() is not None:
-                            if time.monotonic() - started < _ALIVE_SECONDS:
-                                raise UserError("Expected the client's process to start, found that it ended at once; see above.")
-                            print("Note: The client's process ended; it is started again.", flush=True)
-                            started = time.monotonic()
-                            process = stack.enter_context(children.running(command, None))
+                        process.keep()
                         time.sleep(_POLL_SECONDS)
+                if node.returncode == engine.FOREIGN_APP_CODE:
+                    raise engine.EngineError(engine.FOREIGN_APP)
                 print(f"Note: The link to {server} ended; it is opened again. {_tail(folder / 'supernode.log')}", flush=True)
                 time.sleep(_AGAIN_SECONDS)
 
 
-def _federated(task: str) -> type[Experiment]:
-    from tff_kit.tasks import TASKS
+class _ClientProcess:
+    """A client's process, which is started again where it ends."""
+
+    def __init__(self, command: Sequence[str]):
+        self._command, self._stack = command, contextlib.ExitStack()
+
+    def __enter__(self):
+        self._start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.close()
+
+    def keep(self) -> None:
+        """Starts the process again if it has ended; raises `UserError` if it did so at once."""
+        if self._process.poll() is None:
+            return
+        if time.monotonic() - self._started < _ALIVE_SECONDS:
+            raise UserError("Expected the client's process to start, found that it ended at once; it says why above.")
+        print("Note: The client's process ended; it is started again.", flush=True)
+        self._stack.close()
+        self._start()
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self._process = self._stack.enter_context(children.running(self._command, None))
+
+
+def _federated(task: str) -> Any:
+    """Returns the settings class of a task, an `Experiment`; imports TensorFlow."""
+    children.import_quietly("tensorflow")
+    from tff_kit.experiment import Experiment, SettingsError
 
     found = find_task(task) if task in TASKS else None
     if found is None or not issubclass(found, Experiment):

@@ -7,10 +7,9 @@ finds `server_app` and `client_app` here, in the installed package.
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
@@ -26,13 +25,19 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supernode import start_client_internal
+from flwr.supernode.cli import flower_supernode
 
-from tff_kit.deploy import channel, children
+from tff_kit.deploy import channel, children, client_process
 from tff_kit.deploy.credentials import NodeCredential, ServerCredential
 from tff_kit.errors import UserError
 
 APP = pathlib.Path(__file__).parent / "app"
 """The folder for `flwr run`."""
+
+FOREIGN_APP = "Expected the app of this tff_kit, found that the server sends another, which this node does not run. Both need one tff_kit."
+FOREIGN_APP_CODE = 3
+"""What a SuperNode says and ends with where a server sends an app of its own."""
 
 _RECORD, _BYTES = "m", "b"
 _START_SECONDS = 60.0
@@ -114,7 +119,7 @@ def _ensure_process(config: Mapping[str, Any]) -> pathlib.Path:
     """Returns the socket of the client's process, which is started where the node was not started by `join`."""
     data, task = str(config.get("local-data", "")), str(config.get("task", ""))
     if not data or not task:
-        raise ValueError("Expected the node's task and local-data in --node-config, as in: task=\"emnist\" local-data=\"FOLDER\".")
+        raise ValueError('Expected the task and local-data in --node-config, as in task="emnist" local-data="FOLDER".')
     folder = pathlib.Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"tff_kit-{os.getuid()}-{os.getppid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
@@ -122,16 +127,11 @@ def _ensure_process(config: Mapping[str, Any]) -> pathlib.Path:
     socket = folder / "node"
     if not (folder / "started").exists():
         (folder / "started").touch()
-        command = node_command(task, socket, data, str(config["client"]) if "client" in config else None, os.getppid())
+        client = str(config["client"]) if "client" in config else None
+        command = client_process.command(task, socket, data, client, os.getppid())
         with open(folder / "log", "wb") as log:
             subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     return socket
-
-
-def node_command(task: str, socket: pathlib.Path, data: str, client: Optional[str], watch: int) -> list[str]:
-    """Returns the command of a client's process, which ends with the process `watch`."""
-    command = [sys.executable, "-m", "tff_kit.deploy.node", task, "--socket", str(socket), "--data", data, "--watch", str(watch)]
-    return [*command, "--client", client] if client else command
 
 
 class SuperLink:
@@ -171,8 +171,6 @@ class SuperLink:
     def start_run(self, config: Mapping[str, Any]) -> int:
         """Starts the server app with this run configuration, and returns the run's id."""
         content = build_fab_from_disk(APP)
-        import hashlib
-
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         with self._client() as client:
             request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
@@ -230,7 +228,7 @@ def supernode(
       socket: Of the client's process.
       port: A free one on loopback, for Flower's own use.
     """
-    command = [_program("flower-supernode"), "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "tff_kit.deploy.supernode", "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--node-config", f'socket="{socket}"']
     if credential:
         command += ["--root-certificates", str(credential.certificate), "--auth-supernode-private-key", str(credential.key)]
@@ -240,13 +238,28 @@ def supernode(
         yield process
 
 
+def run_supernode() -> None:
+    """Runs Flower's SuperNode with this process's arguments, for servers whose app is the installed one and no other.
+
+    An app is code that a server sends and a node runs. Flower can verify its author only for apps of its hub. Here a node takes the
+    app of its own `app` folder, which holds no code, and ends where a server sends another.
+    """
+    own = hashlib.sha256(build_fab_from_disk(APP)).hexdigest()
+    read_config = start_client_internal.get_fused_config_from_fab
+
+    def read_own_config(content: bytes, run: Any) -> Any:
+        if hashlib.sha256(content).hexdigest() != own:
+            print(FOREIGN_APP, flush=True)
+            os._exit(FOREIGN_APP_CODE)
+        return read_config(content, run)
+
+    start_client_internal.get_fused_config_from_fab = read_own_config
+    flower_supernode()
+
+
 def _program(name: str) -> str:
     """Returns the path of one of Flower's programs in this environment."""
-    beside = pathlib.Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
-        raise EngineError(f"Expected Flower's program {name} beside {sys.executable}, found none. Make the environment with make deploy.")
-    return found
+    return str(pathlib.Path(sys.executable).parent / name)
 
 
 def _environment(folder: pathlib.Path) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """A client's side: the long-lived process with its data and graphs, which answers the server's messages.
 
 Flower starts a new app process for every message. TensorFlow would have to be imported in each, which takes longer than the
-training of a small client. So the app only carries a message to this process, through a Unix socket, and its answer back.
+training of a small client. So the app only carries a message to this process, through a Unix socket, and its answer back;
+`client_process.py` runs it.
 """
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import platform
 from typing import Optional
@@ -15,15 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
-from tff_kit.deploy import channel, messages, partition
-from tff_kit.deploy.children import end_with
+from tff_kit.deploy import messages, partition
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
 from tff_kit.deploy.optimizers import build_client_optimizer
 from tff_kit.encoders import PayloadError
 from tff_kit.errors import UserError
 from tff_kit.experiment import Experiment, SettingsError
-from tff_kit.tasks import find_task
 
 _FAULTS = (UserError, PayloadError, messages.MessageError, tf.errors.OpError, OSError)
 
@@ -120,21 +118,3 @@ class _Session:
         sent = self._mean.encode(update.values, update.weight, message.params)
         scalars = [np.float32(update.weight), np.int32(update.weight == 0), *update.measured]
         return messages.Trained(message.round_num, self._scalars.pack(scalars), sent.payload)
-
-
-def main() -> None:
-    """Runs a node's process, which ends with the process that it is told to watch."""
-    parser = argparse.ArgumentParser(prog="python -m tff_kit.deploy.node")
-    parser.add_argument("task", help="The task's name.")
-    parser.add_argument("--socket", type=pathlib.Path, required=True, help="Where to listen.")
-    parser.add_argument("--data", required=True, help="Where the client's data is.")
-    parser.add_argument("--client", help="The client's id, where the data is of more than one.")
-    parser.add_argument("--watch", type=int, required=True, help="The process to end with.")
-    arguments = parser.parse_args()
-    end_with(arguments.watch)
-    node = Node(find_task(arguments.task), arguments.data, arguments.client)
-    channel.answer_all(arguments.socket, node.answer)
-
-
-if __name__ == "__main__":
-    main()
