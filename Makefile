@@ -17,64 +17,90 @@ KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
 INSTALLED_DEPLOY := .venv-deploy/.installed
+DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
-help: ## Lists all targets.
-	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= pass through to training, ARGS= takes any other setting."
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+help: ## Lists the commands.
+	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
 
-setup: $(INSTALLED) ## Makes .venv from requirements.txt.
+setup: $(INSTALLED) ## Creates the environment .venv from requirements.txt.
 
 $(INSTALLED): requirements.txt scripts/setup.sh
 	@bash scripts/setup.sh
 	@touch $@
 
-train: setup ## Trains EMNIST by federated averaging, nothing compressed.
+train: setup ## Trains on digits by federated averaging, without encoding.
 	@$(PYTHON) -m tff_kit train emnist $(SETTINGS)
 
-train-compressed: setup ## Trains EMNIST with the tutorial's 8-bit encoding both ways.
+train-compressed: setup ## Trains on digits with the tutorial's 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
 
-train-cluster: setup ## Trains as train-compressed does, on two workers of this machine.
+train-cluster: setup ## Trains as train-compressed, on two workers of this machine.
 	@bash scripts/train_cluster.sh $(PYTHON) emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
 
-embeddings: setup ## Makes embeddings of SPEECH=folder by WHISPER=id or folder into STORE=folder.
+embeddings: setup ## Makes the embeddings for keyword spotting: SPEECH=folder of wavs, WHISPER=id or folder, STORE=output folder.
 	@$(PYTHON) -m tff_kit embed --speech $(SPEECH) --whisper $(WHISPER) --out $(STORE) $(ARGS)
 
-train-kws: setup ## Trains keyword spotting on STORE=folder (or demo), nothing compressed.
+train-kws: setup ## Trains keyword spotting on STORE=folder or STORE=demo, without encoding.
 	@$(PYTHON) -m tff_kit train kws $(KWS_SETTINGS)
 
-train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding both ways.
+train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train kws --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(KWS_SETTINGS)
 
-train-kws-centralized: setup ## Trains keyword spotting on STORE=folder without federation.
+train-kws-centralized: setup ## Trains keyword spotting without federation, for comparison.
 	@$(PYTHON) -m tff_kit train kws-centralized --data $(STORE) --seed $(SEED) $(ARGS)
 
-tensorboard: setup ## Shows the curves of all runs in logs/.
+tensorboard: setup ## Shows the curves of all runs in logs/ in TensorBoard.
 	@.venv/bin/tensorboard --logdir logs
 
 notebooks: setup ## Opens the notebooks in Jupyter Lab.
 	@.venv/bin/jupyter lab notebooks
 
-run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs; data by TFF_KIT_* variables.
+run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs. TFF_KIT_* variables name the data.
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
 test: setup setup-deploy ## Runs all tests.
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
-lint: setup ## Checks style and types.
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+lint: setup ## Checks style, types and the documents' tables.
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m benchmarks.tables --check
 
-bench: setup ## Measures round time and memory, in pairs.
+docs: setup $(DOCS) ## Builds the documents as a site in site/. Broken links and undocumented public names are errors.
+	@$(PYTHON) scripts/settings_page.py --check
+	@.docs/bin/python scripts/check_docstrings.py
+	@NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+$(DOCS): docs/requirements.txt | $(INSTALLED)
+	@rm -rf .docs
+	@$(PYTHON) -m venv .docs
+	@.docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	@touch $@
+
+settings: setup ## Writes docs/settings.md from the settings' docstrings.
+	@$(PYTHON) scripts/settings_page.py
+
+tables: setup ## Writes the documents' tables from the files in results/.
+	@$(PYTHON) -m benchmarks.tables $(ARGS)
+
+results: setup $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
+	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
+	@$(PYTHON) -m benchmarks.tables
+
+results-quick: setup ## Tries every benchmark on little data, in minutes, into logs/results-quick/.
+	@$(PYTHON) -m benchmarks --quick $(ARGS)
+
+bench: setup ## Measures seconds a round and memory on DATA=folder.
 	@$(PYTHON) -m benchmarks.round_time emnist --data $(DATA)
 
-bench-rd: setup ## Measures bits against error of every encoder; DATA= and STORE= as for training, 1-s windows.
+bench-rd: setup ## Measures bits and error of every encoder on DATA=folder and STORE=folder (1-s window).
 	@$(PYTHON) -m benchmarks.rate_distortion --emnist $(DATA) --kws $(STORE) $(ARGS)
 
-bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures round time beside Flower, FedJAX and others; DATA= and STORE= as for training.
+bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures seconds a round beside Flower, FedJAX and others on DATA=folder and STORE=folder.
 	@$(PYTHON) -m benchmarks.peers --emnist $(DATA) --kws $(STORE) $(ARGS)
 
 .peers/%/.installed: benchmarks/peers/%.txt | $(INSTALLED)
@@ -83,20 +109,20 @@ bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures round time beside 
 	@.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-requirements: ## Resolves pyproject.toml anew into requirements.txt; needs uv.
+requirements: ## Resolves pyproject.toml into requirements.txt again. Needs uv.
 	@bash scripts/lock.sh
 
-setup-deploy: $(INSTALLED_DEPLOY) ## Makes .venv-deploy from requirements-deploy.txt, for real clients.
+setup-deploy: $(INSTALLED_DEPLOY) ## Creates the environment .venv-deploy of real clients from requirements-deploy.txt.
 
 $(INSTALLED_DEPLOY): requirements-deploy.txt scripts/setup_deploy.sh
 	@bash scripts/setup_deploy.sh
 	@touch $@
 
-lock-deploy: ## Resolves requirements-deploy.in anew into requirements-deploy.txt.
+lock-deploy: ## Resolves requirements-deploy.in again into requirements-deploy.txt.
 	@bash scripts/lock_deploy.sh
 
 deploy-demo: setup-deploy ## Trains with a server and two real clients on this machine, TLS and authentication on; ends by itself.
 	@bash scripts/deploy_demo.sh .venv-deploy/bin/python
 
-clean: ## Removes the environments.
-	@rm -rf .venv .venv-deploy .peers
+clean: ## Removes the environments and the site.
+	@rm -rf .venv .venv-deploy .peers .docs site

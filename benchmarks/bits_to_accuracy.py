@@ -1,12 +1,14 @@
 """Accuracy against bits: nothing encoded, the tutorial's encoder, and those that take the fewest bits.
 
-    python -m benchmarks.bits_to_accuracy emnist --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.bits_to_accuracy emnist --data mnist-by-writer
     python -m benchmarks.bits_to_accuracy kws-1s --data FOLDER_OF_EMBEDDINGS
     python -m benchmarks.bits_to_accuracy kws-30s --data FOLDER_OF_EMBEDDINGS
 
-Handwritten digits: 100 rounds of 10 clients at client learning rate .1, three seeds. Keyword spotting: 10 rounds of 21
+Handwritten digits: 100 rounds of 10 clients at client learning rate 0.1, three seeds. Keyword spotting: 10 rounds of 21
 clients; four seeds of the 1-s window, three of 30 s. Bits are what crossed, everything counted, both ways together. Writes
-results/bits_to_accuracy_TASK.{csv,md,png}. Runs that are done already (in --logdir) are read, not repeated, so it can be stopped.
+results/emnist/bits.csv, results/keywords/bits_1s.csv or bits_30s.csv with the mean and the spread of the seeds, a file with
+_runs in its name with every run, and a figure beside them. Finished runs are read from --logdir and not repeated, so the
+benchmark can be stopped.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ import dataclasses
 import itertools
 import pathlib
 import statistics
-from typing import Annotated, Any, Callable
+from typing import Annotated, Any, Callable, Optional
 
 import tyro
 from matplotlib import figure
 from typing_extensions import Literal
 
 import tff_kit
-from benchmarks.results import RESULTS, machine, spread, write_csv, write_table
-from benchmarks.trained import final, trained
-from tff_kit.runtime import sizing
+from benchmarks import results
+from benchmarks.trained import final, tested, trained
 
+Settings = dict[str, Any]
 _PLAIN = "nothing encoded"
 _COLOURS = ["black", *(f"C{i}" for i in range(10))]
 _LAST = 5  # Tests of single rounds scatter more than what is to be seen.
@@ -37,20 +39,20 @@ _LAST = 5  # Tests of single rounds scatter more than what is to be seen.
 _DITHERED_UP = "step:3,dithered+entropy/uniform:8"  # Nearest levels would leave nearly nothing of an update of Adam's.
 _ROTATED_UP = "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8"
 _COARSE_UP = "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8"
-_TUTORIAL = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
-_LOW_RANK = {
+_TUTORIAL: Settings = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
+_LOW_RANK: Settings = {
     "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
     "broadcast_change": True,
     "mean": "lowrank:16+step:0.5+entropy/uniform:6",
     "threshold": 4000,
 }
-_ROTATED_AND_LOW_RANK = {
+_ROTATED_AND_LOW_RANK: Settings = {
     "broadcast": "lowrank:16,128+step:0.5+entropy/uniform:8",
     "broadcast_change": True,
     "mean": _ROTATED_UP,
     "threshold": 5000,
 }
-_EMNIST = {
+_EMNIST: dict[str, Settings] = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "low rank": _LOW_RANK,
@@ -65,7 +67,7 @@ _EMNIST = {
     "16 filters, nothing encoded": {"filters": 16},
     "16 filters, low rank": {"filters": 16, **_LOW_RANK, "threshold": 500},
 }
-_KWS = {
+_KWS: dict[str, Settings] = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
     "steps, change down": {
@@ -109,7 +111,7 @@ _KWS = {
         "threshold": 500,
     },
 }
-_KWS_30S = {
+_KWS_30S: dict[str, Settings] = {
     name: _KWS[name]
     for name in (
         _PLAIN,
@@ -119,107 +121,121 @@ _KWS_30S = {
         "16 filters, rotated up, low rank down",
     )
 }
-FEWEST_BITS = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
+FEWEST_BITS: dict[str, Settings] = {"emnist": _EMNIST["low rank"], "kws": _KWS["rotated up, low rank down"]}
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
 
-def _tested(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Returns bits both ways and test accuracy after each round that was tested."""
-    return [(row["broadcast_bits"] + row["aggregate_bits"], row["test_accuracy"]) for row in rows if row["test_accuracy"]]
-
-
-def _flags(settings: dict[str, Any]) -> str:
+def _flags(settings: Settings) -> str:
     """Returns the settings as the command line takes them."""
     return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings.items())
 
 
-def _change(values: list[float], plain: list[float]) -> str:
-    """Returns the mean difference from `plain`, seed by seed, in points, with its standard error."""
+def _points(column: str, values: list[float], plain: list[float]) -> results.Row:
+    """Returns the mean difference from `plain`, seed by seed, in points, and its standard error; `None` of `plain` itself."""
+    if values is plain:
+        return {f"{column}_points": None, f"{column}_points_se": None}
     points = [100 * (x - y) for x, y in zip(values, plain)]
-    return f"{statistics.mean(points):+.2f} ± {statistics.stdev(points) / len(points) ** 0.5:.2f}"
+    error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else 0.0
+    return {f"{column}_points": round(statistics.mean(points), 5), f"{column}_points_se": round(error, 5)}
 
 
-def _table(title: str, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
-    plain = finals[_PLAIN]
-    lines = [
-        f"{title}, seeds 0 to {len(plain) - 1}:",
-        "",
-        f"| encoders | last test | points | last {_LAST} tests | points | broadcast | aggregated | against fp32 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, rows in finals.items():
-        accuracy = []
-        for key in ("test_accuracy", "last_tests"):
-            values = [row[key] for row in rows]
-            accuracy += [spread(values), "" if rows is plain else _change(values, [row[key] for row in plain])]
-        down, up = (statistics.mean(row[key] for row in rows) for key in ("broadcast_bits", "aggregate_bits"))
-        ratio = statistics.mean(row["broadcast_bits"] + row["aggregate_bits"] for row in plain) / (down + up)
-        bits = [sizing.format_size(int(down)), sizing.format_size(int(up)), f"{ratio:.1f}x"]
-        lines.append("| " + " | ".join([name, *accuracy, *bits]) + " |")
-    return [*lines, ""]
+def summary(finals: list[results.Row], encoders: dict[str, Settings]) -> list[results.Row]:
+    """Returns a row for each of `encoders`: accuracy with its spread, the points above the plain row, and mean bits."""
+    groups = {name: [run for run in finals if run["encoders"] == name] for name in encoders}
+    plain = groups[_PLAIN]
+    rows = []
+    for name, runs in groups.items():
+        row: results.Row = {
+            "encoders": name,
+            "flags": _flags(encoders[name]),
+            "seeds": results.in_words(run["seed"] for run in runs),
+        }
+        for key, column in (("test_accuracy", "last_test"), ("last_tests", f"last_{_LAST}_tests")):
+            values, base = ([run[key] for run in group] for group in (runs, plain))
+            row.update(results.spread(column, values))
+            row.update(_points(column, base if runs is plain else values, base))
+        down, up = (statistics.mean(run[key] for run in runs) for key in ("broadcast_bits", "aggregate_bits"))
+        both = statistics.mean(run["broadcast_bits"] + run["aggregate_bits"] for run in plain)
+        rows.append(
+            {**row, "broadcast_bits": round(down), "aggregate_bits": round(up), "fewer_bits": round(both / (down + up), 4)}
+        )
+    return rows
 
 
-def _plot(title: str, curves: dict[str, list[list[tuple[int, float]]]], name: str) -> None:
+def _plot(title: str, curves: dict[str, list[list[dict[str, Any]]]], file: pathlib.Path) -> None:
     drawn = figure.Figure(figsize=(8, 5.5), layout="constrained")
     axis = drawn.subplots()
     for i, (encoders, seeds) in enumerate(curves.items()):
-        for k, points in enumerate(seeds):
-            mebibytes = [bits / 2**23 for bits, _ in points]
-            axis.plot(mebibytes, [accuracy for _, accuracy in points], ".-", color=_COLOURS[i], label=None if k else encoders)
+        for k, rows in enumerate(seeds):
+            mebibytes = [(row["broadcast_bits"] + row["aggregate_bits"]) / 2**23 for row in rows]
+            accuracy = [row["test_accuracy"] for row in rows]
+            axis.plot(mebibytes, accuracy, ".-", color=_COLOURS[i], label=None if k else encoders)
     axis.set(xscale="log", xlabel="MiB, both ways, all clients", ylabel="test accuracy")
     axis.set_title(title.replace(", ", ",\n", 1), fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="lower right")
-    drawn.savefig(RESULTS / name, dpi=110)
+    drawn.savefig(file, dpi=110)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
+    name: str  # Of its results.
     training: Callable[[str], tff_kit.Experiment]  # From where the data is.
-    encoders: dict[str, dict[str, Any]]
+    encoders: dict[str, Settings]
     seeds: int  # More where a test is on the few hundred clips of some speakers and a round takes a second.
+    quick_data: str
 
 
 _TASKS = {
-    "emnist": _Task(lambda data: tff_kit.Emnist(data=data, rounds=100, client_lr=0.1), _EMNIST, seeds=3),
-    "kws-1s": _Task(lambda data: tff_kit.KeywordSpotting(data=data, window="1s"), _KWS, seeds=4),
-    "kws-30s": _Task(lambda data: tff_kit.KeywordSpotting(data=data, window="30s"), _KWS_30S, seeds=3),
+    "emnist": _Task("emnist/bits", lambda data: tff_kit.Emnist(data=data, rounds=100, client_lr=0.1), _EMNIST, 3, "digits"),
+    "kws-1s": _Task("keywords/bits_1s", lambda data: tff_kit.KeywordSpotting(data=data, window="1s"), _KWS, 4, "demo"),
+    "kws-30s": _Task("keywords/bits_30s", lambda data: tff_kit.KeywordSpotting(data=data, window="30s"), _KWS_30S, 3, "demo"),
 }
+TASKS = tuple(_TASKS)
 
 
 def main(
     task: Annotated[Literal["emnist", "kws-1s", "kws-30s"], tyro.conf.Positional],
-    data: str,
-    logdir: pathlib.Path = pathlib.Path("logs/bits_to_accuracy"),
+    data: Optional[str] = None,
+    logdir: Optional[pathlib.Path] = None,
+    quick: bool = False,
 ) -> None:
     """Trains every combination and writes the results.
 
     Args:
         task: What is trained.
         data: As in `python -m tff_kit train emnist --data`, or the folder of embeddings of that window.
-        logdir: Where the runs are kept.
+        logdir: Where the runs are kept; by default a folder of this commit in logs/.
+        quick: Try the first and the fewest bits on scikit-learn's digits or synthetic embeddings, into logs/results-quick/.
     """
-    base, encoders = _TASKS[task].training(data), _TASKS[task].encoders
-    finals: dict[str, list[dict[str, Any]]] = {name: [] for name in encoders}
-    curves: dict[str, list[list[tuple[int, float]]]] = {name: [] for name in encoders}
-    for seed, (name, settings) in itertools.product(range(_TASKS[task].seeds), encoders.items()):
-        experiment = type(base)(**{**vars(base), **settings, "seed": seed})
-        run = trained(experiment, logdir / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
+    described, encoders = _TASKS[task], _TASKS[task].encoders
+    if data is None and not quick:
+        raise SystemExit("error: Expected --data with what to train on, found none.")
+    base = described.training(described.quick_data if quick else str(data))
+    seeds = described.seeds
+    if quick:
+        encoders = {_PLAIN: {}, (fewest := list(encoders)[-1]): encoders[fewest]}
+        base, seeds = dataclasses.replace(base, rounds=1, clients=2), 1
+    folder = logdir or results.runs_folder("bits_to_accuracy", quick)
+    finals: list[results.Row] = []
+    curves: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in encoders}
+    for seed, (name, settings) in itertools.product(range(seeds), encoders.items()):
+        experiment = dataclasses.replace(base, **settings, seed=seed)
+        run = trained(experiment, folder / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
         logged = run.read_metrics()
-        tested = _tested(logged)
-        last = statistics.mean(accuracy for _, accuracy in tested[-_LAST:])
-        finals[name].append({"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)})
-        curves[name].append(tested)
+        last = statistics.mean(row["test_accuracy"] for row in tested(logged)[-_LAST:])
+        finals.append({"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)})
+        curves[name].append(tested(logged))
     title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
-    write_csv(f"bits_to_accuracy_{task}.csv", [row for rows in zip(*finals.values()) for row in rows])
-    heading = (
-        f"`python -m benchmarks.bits_to_accuracy {task} --data FOLDER`; {machine()}. Accuracy is the mean of seeds "
-        "with smallest and largest, and beside it how many points it lies above the first line's, seed by seed, with the "
-        "standard error. Bits are totals over clients and rounds, everything counted."
+    source = results.Source(
+        command=f"python -m benchmarks.bits_to_accuracy {task} --data FOLDER",
+        data=title,
+        seeds=results.in_words(range(seeds)),
+        spread="smallest and largest of the seeds; points with the standard error of the differences seed by seed",
     )
-    _plot(title, curves, f"bits_to_accuracy_{task}.png")
-    flags = [f"* {name}: {_flags(settings)}".rstrip() for name, settings in encoders.items()]
-    write_table(f"bits_to_accuracy_{task}.md", [heading, "", *_table(title, finals), *flags])
+    _plot(title, curves, results.path(described.name, ".png", quick))
+    results.write(f"{described.name}_runs", finals, source, quick)
+    results.write(described.name, summary(finals, encoders), source, quick)
 
 
 if __name__ == "__main__":

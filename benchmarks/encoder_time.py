@@ -5,13 +5,13 @@
 As many normal numbers as EMNIST's dense layer has are encoded, and encoded and decoded, some times in a row by one
 computation; time is the processor's, the difference between many times and once, the least of a few repetitions. First single
 stages: rotation, and the entropy coder on normal numbers rounded to integers of so many bits; then whole encoders. Writes
-results/encoder_time.md.
+results/encoders/time.csv.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import numpy as np
 import psutil
@@ -21,7 +21,7 @@ import tyro
 from rich.progress import track
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from benchmarks.results import machine, write_table
+from benchmarks import results
 from tff_kit import encoders, runtime
 from tff_kit.encoders.rate_control import rounded_normal
 
@@ -38,9 +38,19 @@ _SPECS = (
 )
 
 
-def _computation(stage: te.core.Encoder, shape: tuple[int, ...], deviation: float, decodes: bool) -> Callable[[int], float]:
-    """Returns a computation that encodes as often as it is told, on the worker; integers where there is a deviation."""
-    encoder = te.encoders.as_simple_encoder(stage, tf.TensorSpec(shape, tf.float32))
+class _Part(NamedTuple):
+    """What is timed: an encoder, and the shape of the normal numbers or, where there is a deviation, integers it is given."""
+
+    name: str
+    encoder: te.core.Encoder
+    shape: tuple[int, ...]
+    deviation: float = 0.0
+
+
+def _computation(part: _Part, decodes: bool) -> Callable[[int], float]:
+    """Returns a computation that encodes as often as it is told, on the worker."""
+    _, composed, shape, deviation = part
+    encoder = te.encoders.as_simple_encoder(composed, tf.TensorSpec(shape, tf.float32))
 
     @tff.tensorflow.computation(tf.int32)
     def work(times):
@@ -72,38 +82,56 @@ def _nanoseconds(worker: psutil.Process, work: Callable[[int], float], times: in
     return (least[1] - least[0]) / times / _SIZE * 1e9
 
 
-def main(times: int = 10, repetitions: int = 3) -> None:
+def main(times: int = 10, repetitions: int = 3, quick: bool = False) -> None:
     """Measures and writes the results.
 
     Args:
         times: How often a tensor is encoded beyond once.
         repetitions: Of which the least counts.
+        quick: Measure two parts once, into logs/results-quick/.
     """
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # The worker inherits it.
-    worker = runtime.Worker()
-    worker.stub()  # Starts it, so that there is a process to look at.
+    parts = _parts()
+    if quick:
+        times, repetitions, parts = 1, 1, parts[:2]
+    source = results.Source(
+        command="python -m benchmarks.encoder_time",
+        data=f"{_SIZE:,} normal numbers, for whole encoders as {_SHAPE[0]:,} x {_SHAPE[1]}; one core, inside TFF's worker",
+        seeds="one draw",
+        spread=f"none: the least of {repetitions} repetitions",
+    )
+    results.write("encoders/time", _measure(parts, times, repetitions), source, quick)
+
+
+def _parts() -> list[_Part]:
+    """Returns single stages and whole encoders."""
     steps = np.geomspace(0.01, 12, 400)
     entropies, _ = rounded_normal(tuple(steps))
-    rows = [("rotation", encoders.RotationStage(), (_SIZE,), 0.0)]
+    parts = [_Part("rotation", te.core.EncoderComposer(encoders.RotationStage()).make(), (_SIZE,))]
     for bits in _BITS:
         step = float(np.interp(-bits, -entropies, steps))
-        rows.append((f"entropy coding of {bits} bits", encoders.EntropyCodingStage(), (_SIZE,), 1 / step))
-    made = [(name, te.core.EncoderComposer(stage).make(), *more) for name, stage, *more in rows]
-    made += [(f"`{spec}`", encoders.parse_spec(spec)[0](0), _SHAPE, 0.0) for spec in _SPECS]
-    lines = [
-        f"`python -m benchmarks.encoder_time`, {_SIZE:,} normal numbers on one core, inside TFF's worker, "
-        f"{machine()}; nanoseconds a number. Encoders are given a matrix of {_SHAPE[0]:,} x {_SHAPE[1]}.",
-        "",
-        "| stage or encoder | encode | decode | both |",
-        "|---|---|---|---|",
-    ]
-    with tff.framework.get_context_stack().install(runtime.create_context(runtime.worker_executor_factory(worker))):
-        for name, *row in track(made, "encoders"):
-            works = [_computation(*row, decodes) for decodes in (False, True)]
-            encode, both = (_nanoseconds(psutil.Process(worker.pid), work, times, repetitions) for work in works)
-            lines.append(f"| {name} | {encode:.1f} | {both - encode:.1f} | {both:.1f} |")
-    worker.stop()
-    write_table("encoder_time.md", lines)
+        stage = te.core.EncoderComposer(encoders.EntropyCodingStage()).make()
+        parts.append(_Part(f"entropy coding of {bits} bits", stage, (_SIZE,), 1 / step))
+    return parts + [_Part(spec, encoders.Spec.parse(spec).large.make(0), _SHAPE) for spec in _SPECS]
+
+
+def _measure(parts: list[_Part], times: int, repetitions: int) -> list[results.Row]:
+    """Returns nanoseconds a number of each part, measured in a worker on one core."""
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # The worker inherits it.
+    rows = []
+    worker = runtime.Worker()
+    worker.stub()  # Starts it, so that there is a process to look at.
+    try:
+        with tff.framework.get_context_stack().install(runtime.create_context(runtime.worker_executor_factory(worker))):
+            for part in track(parts, "encoders"):
+                works = [_computation(part, decodes) for decodes in (False, True)]
+                encode, both = (_nanoseconds(psutil.Process(worker.pid), work, times, repetitions) for work in works)
+                times_of_part = {"encode_ns": encode, "decode_ns": both - encode, "both_ns": both}
+                rows.append({"part": part.name, **{name: round(value, 1) for name, value in times_of_part.items()}})
+    finally:
+        worker.stop()
+        os.sched_setaffinity(0, processors)
+    return rows
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each line is a training process and a worker of their own, encoded both ways and
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -19,15 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
 import tyro
 
 import tff_kit
-from benchmarks.results import machine, write_table
+from benchmarks import results
 from tff_kit.algorithm import assembly
 from tff_kit.runtime import cluster
+from tff_kit.tasks.emnist.data import database_of
 
 _SPEC = "uniform:8"
 
@@ -45,14 +46,15 @@ def worker_of(pid: int) -> psutil.Process:
 
 def ends_with_this_process() -> str:
     """Returns the first statements of a Python program that shall not outlive the process that starts it."""
-    return f"from tff_kit import launcher; launcher.die_with_parent({os.getpid()}, {int(signal.SIGTERM)})"
+    return f"from tff_kit.runtime import launcher; launcher.die_with_parent({os.getpid()}, {int(signal.SIGTERM)})"
 
 
 @contextlib.contextmanager
 def _halves(data: str) -> Iterator[str]:
     """Makes a folder of the data in `data` in which each writer is two clients, who have every other of its digits."""
     with tempfile.TemporaryDirectory() as folder:
-        path = shutil.copy(pathlib.Path(data) / "emnist_all.sqlite", folder)
+        tff_kit.Emnist(data=data).load_data()  # Makes the database where it is not there yet.
+        path = shutil.copy(database_of(data), folder)
         with contextlib.closing(sqlite3.connect(path)) as database, database:
             database.execute("UPDATE examples SET client_id = client_id || '-' || (rowid % 2)")
             database.execute("DELETE FROM client_metadata")
@@ -85,47 +87,56 @@ def _measure(data: str, clients: int, at_a_time: int, rounds: int) -> None:
 
 
 def main(
-    data: str = "auto", clients: tuple[int, ...] = (10, 100, 1000), at_a_time: tuple[int, ...] = (50,), halves: bool = False
+    data: str = "auto",
+    clients: tuple[int, ...] = (10, 100, 1000),
+    at_a_time: tuple[int, ...] = (50,),
+    halves: bool = False,
+    quick: bool = False,
 ) -> None:
-    """Measures and writes results/many_clients.md.
+    """Measures and writes results/cluster/many_clients.csv.
 
     Args:
         data: As in `python -m tff_kit train emnist`.
         clients: Clients a round; all where the data has fewer.
         at_a_time: Values of --clients-at-a-time.
         halves: Make two clients of each writer, with half of its digits each, to have more of them; needs --data FOLDER.
+        quick: Try it on scikit-learn's digits, into logs/results-quick/.
     """
+    if quick:
+        data, clients, at_a_time, halves = "digits", (4,), (2,), False
     with _halves(data) if halves else contextlib.nullcontext(data) as folder:
-        found, lines = _measure_all(folder, clients, at_a_time)
-    name, command = found["data"], "--data FOLDER"
+        name, in_data, rows = _measure_all(folder, clients, at_a_time)
     if halves:
-        name = f"{found['in_data'] // 2} writers in {pathlib.Path(data).name}, each as two clients with half of its digits"
-        command += " --halves"
-    heading = [
-        f"`python -m benchmarks.many_clients {command}`, {name}, {_SPEC} both ways, sized, {machine()}; "
-        "medians of up to five rounds.",
-        "",
-        "| clients a round | at a time | seconds a round | ms a client | driver, peak MiB | worker, peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    write_table("many_clients.md", [*heading, *lines])
+        name = f"{in_data // 2} writers in {database_of(data).parent.name}, each as two clients with half of its digits"
+    source = results.Source(
+        command="python -m benchmarks.many_clients --data FOLDER" + " --halves" * halves,
+        data=f"{name}; {_SPEC} both ways, sized",
+        seeds="0",
+        spread="none: medians of up to five rounds",
+    )
+    results.write("cluster/many_clients", rows, source, quick)
 
 
-def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[dict[str, Any], list[str]]:
-    """Returns what the last measurement found, and a line of the table for each."""
-    lines = []
-    for limit in at_a_time:
-        for count in clients:
-            rounds = max(1, min(5, 200 // count))
-            measure = f"from benchmarks import many_clients as m; m._measure({data!r}, {count}, {limit}, {rounds})"
-            command = f"{ends_with_this_process()}; {measure}"
-            run = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(run.stdout.splitlines()[-1])
-            lines.append(
-                f"| {found['clients']} | {limit} | {found['seconds']:.2f} | "
-                f"{1000 * found['seconds'] / found['clients']:.0f} | {found['driver']} | {found['worker']} |"
-            )
-    return found, lines
+def _measure_all(data: str, clients: tuple[int, ...], at_a_time: tuple[int, ...]) -> tuple[str, int, list[results.Row]]:
+    """Returns the name of the data, how many clients it has, and a row for each number of clients and of clients at a time."""
+    rows = []
+    for limit, count in itertools.product(at_a_time, clients):
+        rounds = max(1, min(5, 200 // count))
+        measure = f"from benchmarks import many_clients as m; m._measure({data!r}, {count}, {limit}, {rounds})"
+        command = f"{ends_with_this_process()}; {measure}"
+        run = subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(run.stdout.splitlines()[-1])
+        rows.append(
+            {
+                "clients": found["clients"],
+                "at_a_time": limit,
+                "seconds_a_round": round(found["seconds"], 3),
+                "ms_a_client": round(1000 * found["seconds"] / found["clients"], 1),
+                "driver_peak_mib": found["driver"],
+                "worker_peak_mib": found["worker"],
+            }
+        )
+    return found["data"], found["in_data"], rows
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ rounds of training each task, and the change of its weights since they were init
 weight of the payload, everything included, what a formula says they are, and what they would be if integers took their
 empirical entropy; the squared error of one client's tensor over its squared norm, and that of the mean of 10 and of 21
 clients over the mean of their squared norms; nanoseconds a weight to encode and to decode. Writes
-results/rate_distortion.csv, .md and .png.
+results/encoders/rate_distortion.csv and rate_distortion.png.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import pathlib
 import statistics
 import tempfile
 from typing import Callable, Optional
@@ -25,10 +25,11 @@ from rich.progress import track
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 import tff_kit
-from benchmarks.results import RESULTS, machine, write_csv, write_table
+from benchmarks import results
 from tff_kit import encoders
 from tff_kit.encoders import measurement
 
+NAME = "encoders/rate_distortion"
 _CLIENTS = (1, 10, 21)
 _BLOCK = 4096
 Tensors = list[np.ndarray]  # One a variable.
@@ -48,11 +49,15 @@ def _share(n: int, share: float) -> int:
     return n // _BLOCK * fine + min(n % _BLOCK, fine)
 
 
+def _uniform_8_bits(n: int) -> int:
+    return _bytes(n, 8) + 64
+
+
 # What a payload of n numbers of a large variable has to be, where the numbers don't matter. Tutorials leave small variables
 # as they are; of a payload of a bit a weight they would be a third.
 _SPECS: dict[str, Optional[Callable[[int], int]]] = {
     "tensor_encoding:8": lambda n: 32 * math.ceil(8 * n / 28) + 64,
-    "uniform:8": lambda n: _bytes(n, 8) + 64,
+    "uniform:8": _uniform_8_bits,
     "uniform:4/uniform:8": lambda n: _bytes(n, 4) + 64,
     "uniform:4,dithered/uniform:8": lambda n: _bytes(n, 4) + 64 + 64,
     "uniform:4,dithered,4096/uniform:8": lambda n: _bytes(n, 4) + 64 * _blocks(n) + 64,
@@ -118,19 +123,19 @@ def _entropy_bits(spec: str, tensors: Tensors) -> Optional[float]:
                 total -= np.size(tensor) * float(np.sum(shares * np.log2(shares)))
                 integers_seen = True
 
-    large, small = (make(0) for make in encoders.parse_spec(spec))
+    large, small = (chain.make(0) for chain in (encoders.Spec.parse(spec).large, encoders.Spec.parse(spec).small))
     for x in tensors:
         visit(large if x.size > encoders.THRESHOLD else small, tf.constant(x))
     return total if integers_seen else None
 
 
-def _measure(source: str, clients: list[Tensors], spec: str) -> dict[str, object]:
+def _measure(source: str, clients: list[Tensors], spec: str) -> results.Row:
     size = sum(x.size for x in clients[0])
     measurement.send(spec, clients[0])  # Traces the graphs.
     sent = [measurement.send(spec, tensors) for tensors in clients]
     sent += [measurement.send(spec, clients[0]) for _ in range(4 - len(clients))]
-    large, small = _SPECS[spec], _SPECS["uniform:8"] if "/" in spec else lambda n: 32 * n
-    row: dict[str, object] = {"source": source, "encoder": spec, "weights": size}
+    large, small = _SPECS[spec], _uniform_8_bits if "/" in spec else lambda n: 32 * n
+    row: results.Row = {"source": source, "encoder": spec, "weights": size}
     row["payload_bits"] = round(statistics.mean(run.bits for run in sent) / size, 5)
     bits = [(large if x.size > encoders.THRESHOLD else small)(x.size) for x in clients[0]] if large else []
     row["formula_bits"] = round(sum(bits) / size, 5) if bits else None
@@ -146,28 +151,7 @@ def _measure(source: str, clients: list[Tensors], spec: str) -> dict[str, object
     return row
 
 
-def _table(rows: list[dict], command: str) -> list[str]:
-    lines = [
-        f"`{command}`, {machine()}. Bits are a weight's. "
-        f"A slash is before the encoder of variables of up to {encoders.THRESHOLD:,} weights; without, they travel as they are.",
-    ]
-    for source in dict.fromkeys(row["source"] for row in rows):
-        group = [row for row in rows if row["source"] == source]
-        lines += [
-            "",
-            f"## {source}, {group[0]['weights']:,} weights",
-            "",
-            "| encoder | payload | formula | ideal codes | NMSE | mean of 10 | mean of 21 | Shannon | ns to encode | decode |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in group:
-            cells = ["payload_bits", "formula_bits", "entropy_bits", "nmse_1", "nmse_10", "nmse_21"]
-            cells += ["shannon", "encode_ns", "decode_ns"]
-            lines.append(f"| `{row['encoder']}` | " + " | ".join("" if row[c] is None else f"{row[c]:.4g}" for c in cells) + " |")
-    return lines
-
-
-def _plot(rows: list[dict]) -> None:
+def _plot(rows: list[results.Row], file: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     sources = list(dict.fromkeys(row["source"] for row in rows))
@@ -193,11 +177,17 @@ def _plot(rows: list[dict]) -> None:
         axis.set_ylabel("normalised squared error of one client")
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(RESULTS / "rate_distortion.png", dpi=110)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def main(
-    emnist: Optional[str] = "auto", kws: Optional[str] = "embeddings", rounds: int = 5, size: int = 2**20, only: str = ""
+    emnist: Optional[str] = "auto",
+    kws: Optional[str] = "embeddings",
+    rounds: int = 5,
+    size: int = 2**20,
+    only: str = "",
+    quick: bool = False,
 ) -> None:
     """Measures every encoder on every source and writes the results.
 
@@ -207,24 +197,33 @@ def main(
         rounds: Rounds of training before updates are captured.
         size: Random numbers a client.
         only: Encoders with this in their names; by default all.
+        quick: Try two encoders on few random numbers and on updates of a small keyword head, into logs/results-quick/.
     """
+    specs = [spec for spec in _SPECS if only in spec]
+    if quick:
+        emnist, kws, rounds, size, specs = None, "demo", 1, 2**13, ["uniform:8", "step:3,dithered+entropy/uniform:8"]
     generator = np.random.default_rng(0)
     sources = {"normal": _random(generator.normal, size), "Laplace": _random(generator.laplace, size)}
     if emnist is not None:
         experiment: tff_kit.Experiment = tff_kit.Emnist(data=emnist, rounds=rounds, client_lr=0.1)  # That of the paper.
         sources["EMNIST, updates"], sources["EMNIST, change of weights"] = _captured(experiment)
     if kws is not None:
-        experiment = tff_kit.KeywordSpotting(data=kws, window="1s", rounds=rounds)
-        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(
-            dataclasses.replace(experiment, eval_every=rounds)
+        experiment = tff_kit.KeywordSpotting(
+            data=kws, window="1s", rounds=rounds, eval_every=rounds, filters=16 if quick else 128
         )
+        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(experiment)
     rows = []
     for source, clients in sources.items():
-        rows += [_measure(source, clients, spec) for spec in track([s for s in _SPECS if only in s], description=source)]
-    write_csv("rate_distortion.csv", rows)
-    table = _table(rows, "python -m benchmarks.rate_distortion")
-    _plot(rows)
-    write_table("rate_distortion.md", table)
+        rows += [_measure(source, clients, spec) for spec in track(specs, description=source)]
+    _plot(rows, results.path(NAME, ".png", quick))
+    described = results.Source(
+        command="python -m benchmarks.rate_distortion",
+        data=f"{size:,} random numbers a client, or what training sends after {rounds} rounds, of up to {max(_CLIENTS)} clients; "
+        f"behind a slash the encoder of variables of up to {encoders.THRESHOLD:,} weights, which else travel as they are",
+        seeds="0",
+        spread="none: bits are means over the clients, times the least of their encodings",
+    )
+    results.write(NAME, rows, described, quick)
 
 
 if __name__ == "__main__":

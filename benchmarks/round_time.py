@@ -1,19 +1,20 @@
 """Round time of federated averaging here against the same training in one plain `tf.function` loop, and memory.
 
-    python -m benchmarks.round_time emnist --data FOLDER_OF_emnist_all.sqlite
+    python -m benchmarks.round_time emnist --data mnist-by-writer
     python -m benchmarks.round_time kws --data FOLDER_OF_EMBEDDINGS --window 1s
 
 Every round trains the same clients once in each way, one after the other in changing order, on one machine; given are
 medians, and medians of the ratios round by round, since machines are noisy. The fewest bits are FEWEST_BITS of
 bits_to_accuracy.py. Then trainings of 500 rounds, as a user starts them, whose memory is read all the time. Writes
-results/round_time.md and results/memory.md, and for keyword spotting results/round_time_kws_WINDOW.md and
-results/memory_kws_WINDOW.md. With --rounds 0 memory alone is measured, with --memory-rounds 0 time alone.
+results/speed/rounds_emnist.csv and memory_emnist.csv, and for keyword spotting rounds_kws_WINDOW.csv and
+memory_kws_WINDOW.csv. With --rounds 0 memory alone is measured, with --memory-rounds 0 time alone.
 """
 
 # Annotations here are evaluated at once: tyro reads them.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import statistics
 import subprocess
@@ -31,9 +32,9 @@ from rich.progress import track
 from typing_extensions import Literal
 
 import tff_kit
+from benchmarks import results
 from benchmarks.bits_to_accuracy import FEWEST_BITS
 from benchmarks.many_clients import ends_with_this_process, worker_of
-from benchmarks.results import machine, write_table
 from tff_kit import runtime
 from tff_kit.algorithm import assembly, processes
 from tff_kit.datasets import FederatedDataset
@@ -43,7 +44,6 @@ from tff_kit.training import runs
 WARM_UP = 3
 """Rounds that `time_rounds` leaves out."""
 _MEMORY_MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1)  # Of the rounds; memory is looked at in a tenth of them before each.
-_SETTLED = 2  # The mark with which the last one is compared: a C library's pools take a while to be as large as they get.
 Clients = list[tuple[str, int]]
 Sample = Callable[[int, int], list[str]]
 
@@ -143,7 +143,7 @@ def federated(process: tff.learning.templates.LearningProcess, context: tff.fram
     return Way(train_round, lambda: list(process.get_model_weights(state).trainable))
 
 
-def _plain_process(experiment: tff_kit.Experiment, data) -> tff.learning.templates.LearningProcess:
+def _plain_process(experiment: tff_kit.Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
     """Returns federated averaging with nothing encoded and nothing measured."""
     process = processes.build_federated_averaging_process(
         assembly.build_model_fn(experiment, data),
@@ -172,23 +172,27 @@ def paired_ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, base))
 
 
-def _measure_memory(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:
+def _encoded_ways(plain: tff_kit.Experiment, quick: bool) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each way to encode; just one of them for a smoke test."""
+    ways: dict[str, dict[str, Any]] = {
+        f"{spec} both ways": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")
+    }
+    return {"uniform:8 both ways": ways["uniform:8 both ways"]} if quick else {**ways, "the fewest bits": FEWEST_BITS[plain.task]}
+
+
+def _measure_memory(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list[results.Row]:
+    """Returns a row for each way, process and mark: the mean and the peak of the resident MiB up to that round."""
     marks = [round(share * rounds) for share in _MEMORY_MARKS]
-    lines = [
-        f"`python -m benchmarks.round_time {command}`, {plain.load_data().name}, {plain.clients} clients a round, "
-        f"{machine()}; resident MiB, the mean (and the peak) of the {marks[0]} rounds up to:",
-        "",
-        f"| way | process | {' | '.join(f'round {mark}' for mark in marks)} | last mean against round {marks[_SETTLED]} |",
-        "|---" * (len(marks) + 3) + "|",
-    ]
-    both_ways = {"broadcast": "uniform:8", "mean": "uniform:8"}
-    for name, settings in {"uniform:8 both ways": both_ways, "the fewest bits": FEWEST_BITS[plain.task]}.items():
+    rows = []
+    for way, settings in list(_encoded_ways(plain, quick).items())[-2:]:
         experiment = dataclasses.replace(plain, rounds=rounds, **settings)
         for process, samples in zip(("driver", "worker"), _memory(experiment, marks)):
-            means = [statistics.mean(of_mark) for of_mark in samples]
-            cells = [f"{mean / 2**20:.0f} ({max(of_mark) / 2**20:.0f})" for mean, of_mark in zip(means, samples)]
-            lines.append(f"| {' | '.join([name, process, *cells, f'{means[-1] / means[_SETTLED]:.3f}'])} |")
-    write_table(f"{file}.md", lines)
+            for mark, of_mark in zip(marks, samples):
+                row: results.Row = {"way": way, "process": process, "round": mark, "mean_mib": None, "peak_mib": None}
+                if of_mark:  # Rounds may be faster than memory is read.
+                    row.update(mean_mib=round(statistics.mean(of_mark) / 2**20), peak_mib=round(max(of_mark) / 2**20))
+                rows.append(row)
+    return rows
 
 
 def _memory(experiment: tff_kit.Experiment, marks: list[int]) -> tuple[list[list[int]], list[list[int]]]:
@@ -213,7 +217,8 @@ def _memory(experiment: tff_kit.Experiment, marks: list[int]) -> tuple[list[list
     return driver, worker
 
 
-def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: str) -> None:
+def _measure_time(plain: tff_kit.Experiment, rounds: int, quick: bool) -> list[results.Row]:
+    """Returns a row for each way to train: the median of its seconds, and the ratios to the loop and to federated averaging."""
     dataset = plain.load_data()
     clients_a_round = min(plain.clients, len(dataset.client_ids))
     worker = runtime.Worker()
@@ -221,10 +226,9 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: st
     sized = runtime.create_context(sizing.sizing_executor_factory(worker))
     fed_avg = _plain_process(plain, dataset)
     encoded = {}
-    both_ways = {f"{spec} both ways, sized": {"broadcast": spec, "mean": spec} for spec in ("tensor_encoding:8", "uniform:8")}
-    for name, settings in {**both_ways, "the fewest bits, sized": FEWEST_BITS[plain.task]}.items():
+    for name, settings in _encoded_ways(plain, quick).items():
         process = assembly.build_process(dataclasses.replace(plain, **settings), dataset)
-        encoded[name] = federated(process, sized)
+        encoded[f"{name}, sized"] = federated(process, sized)
     ways = {
         # Last of all that build Keras models; see training.py.
         "plain tf.function loop": tf_function_loop(plain, dataset, clients_a_round),
@@ -234,18 +238,13 @@ def _measure_time(plain: tff_kit.Experiment, rounds: int, command: str, file: st
     }
     sample = tff.simulation.build_uniform_sampling_fn(dataset.client_ids, replace=False, random_seed=0)
     timed = time_rounds(ways, sample, clients_a_round, rounds)
-    lines = [
-        f"`python -m benchmarks.round_time {command}`, {dataset.name}, {clients_a_round} clients a round, {rounds} rounds, "
-        f"{machine()}.",
-        "",
-        "| way | seconds a round, median | against the loop, median of pairs | against federated averaging |",
-        "|---|---|---|---|",
-    ]
-    for name, values in timed.items():
-        ratios = [paired_ratio(values, timed[base]) for base in list(timed)[:2]]
-        lines.append(f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
     worker.stop()
-    write_table(f"{file}.md", lines)
+    rows = []
+    for name, values in timed.items():
+        ratios = [round(paired_ratio(values, timed[base]), 4) for base in list(timed)[:2]]
+        seconds = round(statistics.median(values), 4)
+        rows.append({"way": name, "seconds_a_round": seconds, "against_loop": ratios[0], "against_fed_avg": ratios[1]})
+    return rows
 
 
 def main(
@@ -255,8 +254,9 @@ def main(
     rounds: int = 60,
     memory_rounds: int = 500,
     clients: Optional[int] = None,
+    quick: bool = False,
 ) -> None:
-    """Measures and writes files in results/.
+    """Measures and writes files in results/speed/.
 
     Args:
         task: As in `python -m tff_kit train`.
@@ -265,18 +265,35 @@ def main(
         rounds: Rounds that are timed, after three that are not.
         memory_rounds: Rounds of the trainings whose memory is read.
         clients: Clients a round; by default as many as in `python -m tff_kit train`.
+        quick: Try it on scikit-learn's digits, into logs/results-quick/.
     """
-    settings = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
-    experiment: tff_kit.Experiment = tff_kit.Emnist(**settings)
-    command, suffix = "emnist --data FOLDER", ""
+    if quick:
+        task, data, rounds, memory_rounds, clients = "emnist", "digits", 1, 20, 2
+    settings: dict[str, Any] = {name: value for name, value in (("data", data), ("clients", clients)) if value is not None}
+    experiment: tff_kit.Experiment = tff_kit.Emnist(**settings, filters=4 if quick else 32)
+    command, of_data = "emnist --data FOLDER", "emnist"
     if task == "kws":
         experiment = tff_kit.KeywordSpotting(window=window, **settings)
-        command, suffix = f"kws --data FOLDER --window {window}", f"_kws_{window}"
-    command += f" --rounds {rounds} --memory-rounds {memory_rounds}" + ("" if clients is None else f" --clients {clients}")
+        command, of_data = f"kws --data FOLDER --window {window}", f"kws_{window}"
+    command = f"python -m benchmarks.round_time {command}" + ("" if clients is None else f" --clients {clients}")
+    name = f"{experiment.load_data().name}, {experiment.clients} clients a round"
     if rounds:
-        _measure_time(experiment, rounds, command, f"round_time{suffix}")
+        source = results.Source(
+            command=f"{command} --rounds {rounds} --memory-rounds 0",
+            data=f"{name}, {rounds} rounds after {WARM_UP} untimed",
+            seeds="0",
+            spread="none: medians of the rounds, ratios as medians of pairs",
+        )
+        results.write(f"speed/rounds_{of_data}", _measure_time(experiment, rounds, quick), source, quick)
     if memory_rounds:
-        _measure_memory(experiment, memory_rounds, command, f"memory{suffix}")
+        allocator = f"MALLOC_ARENA_MAX={arenas} " if (arenas := os.environ.get("MALLOC_ARENA_MAX")) else ""
+        source = results.Source(
+            command=f"{allocator}{command} --rounds 0 --memory-rounds {memory_rounds}",
+            data=f"{name}; resident MiB of the {round(_MEMORY_MARKS[0] * memory_rounds)} rounds up to each",
+            seeds="0",
+            spread="none: one run; mean and peak of what was read every 0.05 s",
+        )
+        results.write(f"speed/memory_{of_data}", _measure_memory(experiment, memory_rounds, quick), source, quick)
 
 
 if __name__ == "__main__":

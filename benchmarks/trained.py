@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import Any, Union
 
 import tff_kit
 from tff_kit import experiment
 from tff_kit.training import runs
 
 
-def trained(training: experiment.Training, logdir: pathlib.Path) -> runs.RunDirectory:
+def trained(training: Union[tff_kit.Experiment, experiment.CentralizedTraining], logdir: pathlib.Path) -> runs.RunDirectory:
     """Returns the finished run of `training` in `logdir`; trains what is missing of it."""
     run = runs.RunDirectory(logdir)
     if not run.model.exists():
-        centralized = isinstance(training, tff_kit.CentralizedKeywordSpotting)
-        train = tff_kit.train_centralized if centralized else tff_kit.train
-        train(training, logdir, resume=run.settings.exists())
+        resume = run.settings.exists()
+        if isinstance(training, tff_kit.Experiment):
+            tff_kit.train(training, logdir, resume=resume)
+        else:
+            tff_kit.train_centralized(training, logdir, resume=resume)
     return run
+
+
+def tested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the rounds that were tested, also where not one answer was right."""
+    return [row for row in rows if row["test_accuracy"] is not None]
 
 
 def final(experiment: tff_kit.Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def through(stage, x):
 
 def round_trip(spec, x, seed=0):
     """Returns `x` encoded and decoded by `spec`, op by op since shapes are many, and the bits of the payload."""
-    encoder = encoders.parse_spec(spec)[0](seed)
+    encoder = encoders.Spec.parse(spec).large.make(seed)
     encoding, decoding = encoder.get_params(encoder.initial_state())
     encoded, _, shapes = encoder.encode(tf.constant(x, tf.float32), encoding)
     return encoder.decode(encoded, decoding, shapes).numpy(), int(encoders.payload_bits(encoded))

@@ -30,16 +30,108 @@ def test_each_client_has_its_own_examples_shuffled_by_the_seed():
     assert labels.dtype == np.int32
 
 
+LONG = np.array([2**32 + 7] * 12)
+WORDS = np.array(["ja", "no"] * 6)
+
+
+@pytest.mark.parametrize(
+    ("clients", "test", "dtypes"),
+    [
+        # What would change a value in silence: shorter strings, halves of the test, small integers.
+        ((WORDS, Y), (np.array(["jamais", "nobody"]), Y[:2]), ("string", "int32")),
+        ((np.array(["\0x", "y"] * 6, object), Y), (np.array(["x\0", "ö"], object), Y[:2]), ("string", "int32")),
+        ((X, Y), (X / 2, Y), ("float32", "int32")),
+        ((X.astype(np.uint8), Y > 3), (X + 1000, Y > 2), ("int64", "int32")),
+        ((X.astype(np.uint64), Y), (X - 3, Y), ("int64", "int32")),
+        ((X.astype(np.float16), Y.tolist()), (X.tolist(), Y), ("float32", "int32")),
+        # Labels of a regression, of several classes at once, and of both kinds.
+        ((X, Y / 4), (X, Y / 8), ("int64", "float32")),
+        ((X, np.eye(12)), (X, np.eye(12)), ("int64", "float32")),
+        ((X, X), (X, X / 2), ("int64", "float32")),
+        # Several inputs, several outputs.
+        (({"a": X, "b": X / 2}, Y), ({"b": X / 4, "a": X}, Y), ("int64", "float32", "int32")),
+        (((X, WORDS), (Y, Y / 2)), ((X, WORDS), (Y, Y)), ("int64", "string", "int32", "float32")),
+    ],
+)
+def test_clients_and_test_have_one_dtype_that_keeps_every_value(clients, test, dtypes):
+    data = datasets.from_arrays("numbers", {"a": clients}, test)
+    assert tuple(spec.dtype.name for spec in tf.nest.flatten(data.element_spec)) == dtypes
+    assert data.test.element_spec == data.element_spec
+    (batch,) = data.test.as_numpy_iterator()
+    for found, given in zip(tf.nest.flatten(batch), tf.nest.flatten(_sorted(test))):
+        given = [x.encode() if isinstance(x, str) else x for x in np.asarray(given).ravel()]
+        assert found.ravel().tolist() == given
+
+
+def _sorted(examples):
+    inputs, labels = examples
+    return tuple(np.asarray(part) if isinstance(part, list) else part for part in (inputs, labels))
+
+
+def test_each_client_has_its_own_rows_of_all_inputs():
+    inputs = {"a": X, "words": WORDS}
+    clients = {key: ({k: v[rows] for k, v in inputs.items()}, Y[rows]) for key, rows in (("p", slice(4)), ("q", slice(4, 9)))}
+    data = datasets.from_arrays("numbers", clients, (inputs, Y))
+    for client, (of, labels) in clients.items():
+        ((found, found_labels),) = _batches(data, client)
+        order = np.argsort(found_labels)
+        np.testing.assert_array_equal(found_labels[order], labels)
+        np.testing.assert_array_equal(found["a"][order], of["a"])
+        assert [word.decode() for word in found["words"][order]] == of["words"].tolist()
+
+
+def test_ids_are_any_strings():
+    ids = ["", "a/b", "../a", "a", "a\0", "a\0\0", "Köln", "日本", "𝄞", "x" * 100_000, " ", "a\nb", 7]
+    data = datasets.from_arrays("numbers", {key: (X[i : i + 1], Y[i : i + 1]) for i, key in enumerate(ids[:12])}, (X, Y))
+    assert data.client_ids == tuple(ids[:12])
+    for i, key in enumerate(data.client_ids):
+        assert [int(labels) for _, labels in _batches(data, key)] == [i]
+    assert datasets.from_arrays("numbers", {7: (X, Y)}, (X, Y)).client_ids == ("7",)
+
+
 @pytest.mark.parametrize(
     ("clients", "message"),
     [
-        ({}, "Expected clients in numbers, found none"),
+        ({}, "Expected a dict of clients in numbers, found none"),
+        ([("a", (X, Y))], "found one of type list"),
+        ({7: (X, Y), "7": (X, Y)}, "found '7' twice"),
+        ({"\ud800": (X, Y)}, "Expected ids of clients in numbers to be strings in UTF-8"),
+        ({"a": X}, "Expected a pair of inputs and labels in numbers, client a, found one of type ndarray"),
         ({"a": (X, Y[:3])}, r"client a; found shapes \[12, 2\] and \[3\]"),
         ({"a": (X[:0], Y[:0])}, "at least one"),
-        ({"a": (X, Y / 2)}, "labels of float64"),
-        ({"a": (X, Y), "b": (X[:, :1], Y)}, "inputs of one shape"),
+        ({"a": (np.float32(3), Y)}, r"found shapes \[\] and \[12\]"),
+        ({"a": ({}, Y)}, r"found shapes \[12\]"),
+        ({"a": (X, Y), "b": (X[:, :1], Y)}, r"inputs of numbers, found int64 \[2\] of client a and int64 \[1\] of client b"),
+        ({"a": (X, Y), "b": (X, Y[:, None])}, r"labels of numbers, found int64 \[\] of client a and int64 \[1\] of client b"),
+        ({"a": (X[:, 0], Y)}, r"found int64 \[\] of client a and int64 \[2\] of the test"),
+        ({"a": (WORDS, Y)}, r"found strings \[\] of client a and int64 \[2\] of the test"),
+        ({"a": (X, WORDS)}, r"labels of numbers, found strings \[\] of client a"),
+        ({"a": (X, LONG)}, "Expected numbers that int32 holds as labels of numbers, client a, found 4294967303"),
+        ({"a": (X, Y.astype(np.uint32) + 3_000_000_000)}, "that int32 holds as labels of numbers, client a, found 3000000000"),
+        ({"a": (X, Y), "b": (X * 1e300, Y)}, "that float32 holds as inputs of numbers, client b, found 1e.300"),
+        ({"a": (X + 2**24 + 1, Y), "b": (X / 2, Y)}, "that float32 holds as inputs of numbers, client a, found 16777217"),
+        ({"a": (X.astype(np.uint64) + 2**63, Y)}, "that int64 holds as inputs of numbers, client a, found 9223372036854775808"),
+        ({"a": ({"p": X}, Y)}, r"Expected arrays of the same names .* \(\{p: array\}, array\) of client a and \(array, array\)"),
+        (
+            {"a": (X.astype(complex), Y)},
+            "numbers, booleans or strings, examples of one shape, in numbers, client a; found complex128",
+        ),
+        ({"a": (X.astype("M8[s]"), Y)}, "found datetime64"),
+        ({"a": ([[1, 2], [3]], Y[:2])}, "Expected examples of one shape in numbers, client a"),
+        ({"a": (np.ma.masked_array(X, X > 3), Y)}, "found a masked array"),
     ],
 )
 def test_what_does_not_fit_is_refused(clients, message):
     with pytest.raises(datasets.DataError, match=message):
         datasets.from_arrays("numbers", clients, (X, Y))
+
+
+def test_strings_are_no_labels():
+    with pytest.raises(datasets.DataError, match="Number the classes from 0"):
+        datasets.from_arrays("numbers", {"a": (X, WORDS)}, (X, WORDS))
+
+
+@pytest.mark.parametrize(("ids", "message"), [((), "found none"), ((1,), "found 1"), (("a", "b", "a"), "found 'a' twice")])
+def test_ids_of_any_dataset_are_different_strings(ids, message):
+    with pytest.raises(datasets.DataError, match=message):
+        datasets.FederatedDataset("numbers", ids, None, None)

@@ -22,7 +22,7 @@ from test_processes import clients, model_fn
 import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit import runtime
-from tff_kit.algorithm import privacy
+from tff_kit.algorithm import privacy, processes
 from tff_kit.runtime import cluster, sizing
 
 # More than the clients of a test, since TFF's worker has additions, too, wait for their clients in one of these places.
@@ -40,7 +40,9 @@ class Started:
     def start(self):
         with socket.create_server(("127.0.0.1", self.port)) as listening:
             self.port = listening.getsockname()[1]
-            command = runtime.worker_command(listening, os.getpid(), self._credential, insecure=True, max_concurrent=AT_ONCE)
+            command = runtime.worker.worker_command(
+                listening, os.getpid(), self._credential, insecure=True, max_concurrent=AT_ONCE
+            )
             self.process = psutil.Popen(
                 command,
                 pass_fds=[listening.fileno()],
@@ -205,7 +207,7 @@ def test_a_server_that_draws_is_refused_since_each_worker_would_draw_others(pair
     def encoder_fn(spec):
         return te.encoders.as_gather_encoder(te.encoders.hadamard_quantization(8), spec)
 
-    process = tff_kit.processes._EncodedSumFactory(encoder_fn).create(tff.TensorType(np.float32, [8]))
+    process = processes._EncodedSumFactory(encoder_fn).create(tff.TensorType(np.float32, [8]))
     context, _, _ = join(pair)
     with tff.framework.get_context_stack().install(context), pytest.raises(ValueError, match="found RandomUniform"):
         process.next(process.initialize(), [np.ones(8, np.float32)])
@@ -394,8 +396,8 @@ def test_workers_listen_on_loopback_only(pair):
     ("arguments", "message"),
     [
         (["--bind", "0.0.0.0"], "Expected --credential for a worker beyond this machine's loopback address"),
-        (["--credential", "nowhere.pem"], "Expected a key and its certificate, PEM, in nowhere.pem"),
-        (["--credential", __file__], "Expected a key and its certificate, PEM"),
+        (["--credential", "nowhere.pem"], "Expected a PEM file with a key and its certificate in nowhere.pem"),
+        (["--credential", __file__], "Expected a PEM file with a key and its certificate"),
     ],
 )
 def test_workers_that_would_serve_everybody_are_refused(arguments, message, capsys):

@@ -115,3 +115,23 @@ def test_params_of_another_spec_are_refused():
     codec, other = (encoders.MeanCodec(SPECS, spec, 100) for spec in ("rate:2+rice", "rate:3+rice"))
     with pytest.raises(encoders.PayloadError, match="Expected a parameters of the update of 2 variables by rate:2"):
         codec.encode(_values(), 1.0, other.params(other.initial_state()))
+
+
+@pytest.mark.parametrize("spec", ["uniform:8/uniform:8", "step:1+rice/topk:0.5"])
+def test_what_is_no_float_travels_as_it_is(spec):
+    numbers = {"count": tf.constant(2**40 + 1, tf.int64), "mask": tf.constant([True, False]), "ids": tf.range(500)}
+    values = {**numbers, "mean": tf.constant(stages.normal(30, 10))}
+    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, values)
+    codec = encoders.BroadcastCodec(specs, spec, 100, error_feedback=True)
+    state = codec.initial_state()
+    for _ in range(2):
+        sent = codec.encode(values, state)
+        received, state = codec.decode(sent.payload), sent.state
+        for name, x in numbers.items():
+            assert received[name].dtype == x.dtype
+            np.testing.assert_array_equal(received[name], x)
+    only_floats = encoders.BroadcastCodec([specs["mean"]], spec, 100)
+    sent_alone = only_floats.encode([values["mean"]], only_floats.initial_state())
+    first = codec.encode(values, codec.initial_state())
+    assert first.bits == sent_alone.bits + 64 + 16 + 500 * 32
+    assert first.distortion == sent_alone.distortion

@@ -4,18 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_federated as tff
 
-from tff_kit.algorithm import assembly
-from tff_kit.deploy import client_work, messages, optimizers, rounds
+from tff_kit.deploy import rounds
 from tff_kit.deploy.node import Node
 from tff_kit.tasks.emnist import Emnist
-from tff_kit.training import runs
 from tff_kit.training.rounds import train
 
 CLIENTS = ("form00", "form04", "form09")
 SMALL = {"data": "digits", "clients": 3, "rounds": 2, "filters": 4, "threshold": 100, "eval_every": 2}
+PATIENT = rounds.Attendance(timeout=60)
 
 
 class ThreeWriters(Emnist):
@@ -56,7 +53,7 @@ def nodes():
     return {number: Node(Emnist, "digits", client).answer for number, client in enumerate(CLIENTS)}
 
 
-def deploy(tmp_path, answers, attendance=rounds.Attendance(timeout=60), **settings):
+def deploy(tmp_path, answers, attendance=PATIENT, **settings):
     experiment = Emnist(**{**SMALL, **settings})
     return rounds.train(experiment, LocalLink(answers), attendance, tmp_path / "deployed")
 
@@ -82,7 +79,14 @@ def test_rounds_are_those_of_the_simulation(tmp_path, nodes, settings):
 
     for ours, theirs in zip(deployed.read_metrics(), simulated.read_metrics()):
         assert (ours["broadcast_bits"], ours["aggregate_bits"]) == (theirs["broadcast_bits"], theirs["aggregate_bits"])
-        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "aggregate_distortion", "broadcast_distortion"):
+        for name in (
+            "train_loss",
+            "train_accuracy",
+            "test_loss",
+            "test_accuracy",
+            "aggregate_distortion",
+            "broadcast_distortion",
+        ):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
     for x, y in zip(deployed.load_model().get_weights(), simulated.load_model().get_weights()):
         np.testing.assert_allclose(x, y, atol=2e-6)

@@ -1,15 +1,92 @@
-"""The example of docs/encoders.md runs and sends what it says."""
+"""The documents' examples run as they stand, and pages that are written from the code are those of today's code."""
 
+import csv
 import re
+import shutil
+import subprocess
+import sys
 
+import numpy as np
+import pytest
 from conftest import ROOT
 
+import tff_kit
+from scripts import settings_page
 
-def test_the_example_of_an_own_stage_trains(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/encoders.md").read_text(), flags=re.DOTALL)
+
+def _code(page: str, language: str, containing: str) -> str:
+    """Returns the one block of code on a page that contains a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    (block,) = [block for block in blocks if containing in block]
+    return block
+
+
+def _run(page: str, containing: str) -> dict:
     names: dict = {}
-    exec(compile(example, "docs/encoders.md", "exec"), names)
-    measured = names["metrics"]["aggregator"]["mean_value"]
-    assert measured["bits_per_client"] == 640 + 32 + 10 * 32
-    assert 0 < measured["distortion"] < 1
-    assert "bits_per_client" in capsys.readouterr().out
+    exec(compile(_code(page, "python", containing), page, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_of_settings_has_todays_settings():
+    assert settings_page.PAGE.read_text() == settings_page.page()
+
+
+def test_an_old_page_of_settings_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(settings_page, "PAGE", tmp_path / "settings.md")
+    assert settings_page.main(["--check"]) == 1
+    assert "make settings" in capsys.readouterr().err
+    assert settings_page.main([]) == 0
+    assert settings_page.main(["--check"]) == 0
+
+
+def test_the_tutorials_example_trains(capsys):
+    names = _run("docs/tutorial.md", "set_sizing_environment")
+    assert names["metrics"]["client_work"]["train"]
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" Mibit")
+
+
+def test_an_encoder_of_ones_own_trains(folder):
+    run = _run("docs/extending.md", "class SignStage")["run"]
+    sizes = [variable.shape.num_elements() for variable in run.load_model().weights]
+    large = [size for size in sizes if size > 10_000]
+    small = sum(size for size in sizes if size <= 10_000)
+    # A bit for each number, packed to bytes, and a size of 32 bits; 384 bits of scalars beside the weights.
+    expected = 2 * (sum(8 * -(-size // 8) + 32 for size in large) + 32 * small + 384)
+    assert run.read_metrics()[-1]["aggregate_bits"] == expected
+
+
+def test_an_aggregation_of_ones_own_trains(folder):
+    names = _run("docs/extending.md", "class MedianFactory")
+    process = names["MedianFactory"]().create(names["tff"].to_type((np.float32, (np.float32, [2]))))
+    values = [(1.0, (0.0, 5.0)), (7.0, (1.0, 6.0)), (2.0, (100.0, -3.0)), (3.0, (2.0, 4.0))]
+    output = process.next(process.initialize(), values)
+    assert output.result[0] == 2.5
+    assert list(output.result[1]) == [1.5, 4.5]
+    assert len(names["run"].read_metrics()) == 2
+
+
+def test_a_server_optimizer_of_ones_own_trains(folder):
+    run = _run("docs/extending.md", "class RmsPropDigits")["run"]
+    plain = tff_kit.train(tff_kit.Emnist(data="digits", rounds=2, clients=3, filters=4, server_lr=0.01), folder / "plain")
+    assert run.read_metrics()[0]["train_loss"] == plain.read_metrics()[0]["train_loss"]
+    assert run.read_metrics()[1]["train_loss"] != plain.read_metrics()[1]["train_loss"]
+
+
+def test_the_task_of_the_diff_trains_and_shows_its_own_metric(folder):
+    shutil.copytree(ROOT / "tff_kit", folder / "tff_kit", ignore=shutil.ignore_patterns("__pycache__"))
+    diff = _code("docs/extending.md", "diff", "class Diabetes")
+    subprocess.run(["git", "apply", "--recount", "--unidiff-zero", "-"], input=diff, text=True, check=True, cwd=folder)
+    command = [sys.executable, "-m", "tff_kit", "train", "diabetes", "--rounds", "20", "--mean", "uniform:8", "--threshold", "5"]
+    told = subprocess.run([*command, "--logdir", "run"], cwd=folder, text=True, capture_output=True, check=True).stdout
+    with open(folder / "run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert "accuracy" not in told and "mean absolute error" in " ".join(told.split())
+    assert "test_mean_absolute_error" in rows[0]
+    # Predicting the mean of all patients is off by 0.66 on average.
+    assert float(rows[-1]["test_mean_absolute_error"]) < 0.55

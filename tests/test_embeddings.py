@@ -451,7 +451,7 @@ def test_a_disk_that_fills_up_stops_with_a_sentence_and_goes_on_later(store, spe
 
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "write_bytes", full)
-        with pytest.raises(DataError, match="disk full .*it goes on where it stopped"):
+        with pytest.raises(DataError, match="disk full .*It resumes where it stopped"):
             embed.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
     embed.embed(speech, ENCODER, tmp_path / "second", show_progress=False)
     assert _bytes(tmp_path / "second") == _bytes(store.folder)

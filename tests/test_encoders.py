@@ -1,11 +1,16 @@
 """Encoders: what every stage must keep, and what each claims."""
 
+import dataclasses
+import hashlib
+import pickle
+
 import numpy as np
 import pytest
 import stages
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders
 from tff_kit.encoders import packing, rotation
@@ -230,8 +235,59 @@ SPEC_ERRORS = {
 @pytest.mark.parametrize("spec", SPEC_ERRORS)
 def test_a_spec_that_names_no_encoder_is_refused(spec):
     with pytest.raises(encoders.SpecError, match=SPEC_ERRORS[spec]) as raised:
-        encoders.parse_spec(spec)
+        encoders.Spec.parse(spec)
     assert repr(spec) in str(raised.value)
+
+
+CANONICAL = {
+    "eden:.50,4096,yes/identity": "eden:0.5",
+    "uniform:4,block=64,rounding=dithered": "uniform:4,dithered,64",
+    "uniform:4,stochastic,64": "uniform:4,block=64",
+    "step:1e0,nearest,.1,no,yes+entropy/uniform:8": "step:1,price=0.1,unbiased=yes+entropy/uniform:8",
+    "step:1e30+rice": "step:1e30+rice",
+    "step:.001,nearest,1e-5+rice": "step:0.001,price=1e-05+rice",
+    "rotate:4096+lowrank:2,rows=8": "rotate+lowrank:2,8",
+    "identity/identity": "identity",
+}
+
+
+@pytest.mark.parametrize("text", CANONICAL)
+def test_a_spec_is_a_value_with_one_shortest_text(text):
+    spec, same = encoders.Spec.parse(text), encoders.Spec.parse(CANONICAL[text])
+    assert str(spec) == CANONICAL[text]
+    assert (spec, hash(spec), spec.digest) == (same, hash(same), same.digest)
+    assert encoders.Spec.parse(spec) is spec
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert spec not in {encoders.Spec.parse(other) for other in CANONICAL if CANONICAL[other] != CANONICAL[text]}
+
+
+def test_a_spec_tells_its_stages_with_all_their_arguments():
+    spec = encoders.Spec.parse("rotate+uniform:4,dithered/uniform:8")
+    assert [stage.name for stage in spec.large.stages] == ["rotate", "uniform"]
+    assert spec.large.stages[1].arguments == (("bits", 4), ("rounding", "dithered"), ("block", None))
+    assert [str(stage) for stage in spec.small.stages] == ["uniform:8"]
+    assert spec.digest == hashlib.sha256(b"rotate+uniform:4,dithered/uniform:8").digest()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.large = spec.small
+
+
+@pytest.mark.parametrize("build", [encoders.build_broadcast_encoder_fn, encoders.build_mean_encoder_fn])
+def test_the_value_of_a_spec_builds_the_encoder_of_its_text(build):
+    value = tf.TensorSpec([300])
+    for spec in ("uniform:3", encoders.Spec.parse("uniform:3")):
+        encoder = build(spec, 100)(value)
+        params = () if isinstance(encoder, te.core.SimpleEncoder) else encoder.get_params()[:1]
+        assert encoders.payload_bits(encoder.encode(stages.normal(300), *params)[0]) == 8 * 113 + 64
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1e-3, 1e38), st.integers(1, 16), st.integers(1, 10**6), st.booleans())
+def test_any_argument_is_printed_as_it_is_parsed(step, bits, block, unbiased):
+    number = f"{step!r}".replace("+", "")
+    text = f"step:{number},unbiased={'yes' if unbiased else 'no'}+rice/uniform:{bits},nearest,{block}"
+    spec = encoders.Spec.parse(text)
+    assert dict(spec.large.stages[0].arguments)["step"] == step
+    assert encoders.Spec.parse(str(spec)) == spec
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference_decoder
 import tensorflow as tf
 import tensorflow_federated as tff
 from hypothesis import given, settings
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit import encoders  # And with it the default context.
-from tff_kit.encoders import entropy, fields, frequencies, line_order, rans, words
+from tff_kit.encoders.entropy import codebook, fields, header, line_order, rans, stage, tables, tuples
 
 STAGE = encoders.EntropyCodingStage()
+_REFERENCE_SIZE = 2**18  # The reference decoder is slow.
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
 
@@ -38,11 +40,14 @@ class EntropyCodingStageTest(te.testing.BaseEncodingStageTest):
 
 
 def _round_trip(x):
-    """Returns the decoded array and the bits that travel; asserts dtype and shape."""
+    """Returns the decoded array and the bits that travel; asserts dtype and shape, and that the document's decoder agrees."""
     encoded = STAGE.encode(tf.constant(x), {})
     decoded, bits = STAGE.decode(encoded, {}, shape=list(x.shape)), encoders.payload_bits(encoded)
     assert decoded.dtype == x.dtype
     assert decoded.shape == x.shape
+    if x.size <= _REFERENCE_SIZE:
+        payload = encoded[STAGE.PAYLOAD_KEY].numpy().tobytes()
+        np.testing.assert_array_equal(reference_decoder.decode(payload, x.shape, x.dtype), decoded)
     return decoded.numpy(), int(bits)
 
 
@@ -211,13 +216,25 @@ def test_behind_a_quantizer_and_inside_the_worker():
     assert bits <= 1.05 * _entropy_bits(levels[quantization.LEVELS_KEY].numpy()) + 1000
 
 
+def test_bytes_that_are_no_payload_end_in_one_sentence_inside_the_worker_too():
+    @tff.tensorflow.computation(tff.TensorType(np.uint8, [None]))
+    def decode(payload):
+        return STAGE.decode({STAGE.PAYLOAD_KEY: payload}, {}, shape=[500])
+
+    x = _gaussian(2, 500)
+    payload = STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY].numpy()
+    np.testing.assert_array_equal(decode(payload), x)
+    with pytest.raises(Exception, match=r"Expected a stream of at least \d+ bits, found \d+\.|Expected at least \d+ bypass bits"):
+        decode(payload[:-20])
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=248).filter(any))
 def test_frequencies_sum_to_the_total_and_leave_no_symbol_out(counts):
     counts = np.array([counts, counts[::-1], [7] + [0] * (len(counts) - 1)])
-    tables = frequencies.proportional(tf.constant(counts, tf.int64)).numpy()
-    np.testing.assert_array_equal(tables.sum(axis=1), frequencies.TOTAL)
-    np.testing.assert_array_equal(tables > 0, counts > 0)
+    frequencies = tables.proportional(tf.constant(counts, tf.int64)).numpy()
+    np.testing.assert_array_equal(frequencies.sum(axis=1), tables.TOTAL)
+    np.testing.assert_array_equal(frequencies > 0, counts > 0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -232,46 +249,46 @@ def test_fields_of_any_widths_come_back_and_leave_no_gap(pairs):
 
 @pytest.mark.parametrize("lanes", [1, 3, 50])
 @pytest.mark.parametrize("total_bits", [12, 16])
-def test_the_coder_returns_symbols_and_seeds_and_reaches_the_tables_entropy(lanes, total_bits):
-    generator, coder, steps = np.random.default_rng(6), rans.Rans(total_bits), 40
-    scale = coder.total // frequencies.TOTAL
-    table = scale * frequencies.proportional(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
+def test_the_coder_returns_symbols_and_initial_states_and_reaches_the_entropy_of_its_tables(lanes, total_bits):
+    generator, coder, steps = np.random.default_rng(6), rans.Rans(total_bits, 8192), 40
+    scale = coder.total // tables.TOTAL
+    table = scale * tables.proportional(tf.constant(generator.integers(0, 1000, (5, 30)) ** 3)).numpy()
     shape = (steps, coder.group, lanes)
-    tables = generator.integers(0, 5, shape).astype(np.int32)
+    table_of = generator.integers(0, 5, shape).astype(np.int32)
     drawn = np.stack([generator.choice(30, shape, p=row / coder.total) for row in table])
-    symbols = np.take_along_axis(drawn, tables[np.newaxis], 0)[0]
+    symbols = np.take_along_axis(drawn, table_of[np.newaxis], 0)[0]
     ends = np.cumsum(table, axis=1)
-    entries = coder.entries(tf.constant(table), tf.constant(ends - table)).numpy()[tables, symbols]
-    seeds = generator.integers(0, 256, rans.STATE_BYTES * lanes).astype(np.uint8)
-    states, stream = coder.encode(tf.constant(entries), tf.constant(seeds))
+    entries = coder.entries(tf.constant(table), tf.constant(ends - table)).numpy()[table_of, symbols]
+    initial = generator.integers(0, 256, rans.STATE_BYTES * lanes).astype(np.uint8)
+    states, stream = coder.encode(tf.constant(entries), tf.constant(initial))
 
     symbol_of = np.stack([np.repeat(np.arange(30), row) for row in table])
     f, end = (np.take_along_axis(x, symbol_of, 1) for x in (table, ends))
     by_slot = coder.entries(tf.constant(f), tf.constant(np.arange(coder.total) - end + f))
-    followed = tf.pad(stream, [[0, 5]], constant_values=255)
-    slots, seeds_back, used = coder.decode(followed, tf.reshape(by_slot, [-1]), states, tf.constant(steps), tf.constant(tables))
+    behind = np.full(5, 255, np.uint8)
+    followed = tf.concat([stream, behind], axis=0)
+    slots, bypass = coder.decode(followed, tf.reshape(by_slot, [-1]), states, tf.constant(steps), tf.constant(table_of))
     np.testing.assert_array_equal(symbol_of.ravel()[slots], symbols)
-    np.testing.assert_array_equal(seeds_back, seeds)
-    assert used == len(stream)
-    assert len(states) == len(seeds)
-    expected = -np.sum(np.log2(table[tables, symbols] / coder.total))
+    np.testing.assert_array_equal(bypass, np.concatenate([initial, behind]))
+    assert len(states) == len(initial)
+    expected = -np.sum(np.log2(table[table_of, symbols] / coder.total))
     assert 8 * len(stream) <= expected + lanes + 8  # A state ends less than a bit larger than it began.
 
 
-def _kind(x):
-    """Returns the format of words that `x` is coded in, or words.NONE where its elements are coded one by one."""
-    payload = STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY].numpy()
-    return int(payload[7]) if payload[0] == entropy._WORDS else words.NONE
+def _shape(x):
+    """Returns the shape of the tuples that `x` is coded in, or tuples.NONE where its elements are coded one by one."""
+    first, body = header.PayloadHeader.unpack(STAGE.encode(tf.constant(x), {})[STAGE.PAYLOAD_KEY])
+    return int(header.TuplesHeader.unpack(body)[0].shape) if first.coder == stage.TUPLES else tuples.NONE
 
 
-@pytest.mark.parametrize(("kind", "bits"), enumerate([0.43, 0.6, 1, 1.6, 2.1, 3, 5]))
-def test_each_format_of_words_takes_at_most_a_hundredth_more_than_the_entropy(kind, bits):
+@pytest.mark.parametrize(("shape", "bits"), enumerate([0.43, 0.6, 1, 1.6, 2.1, 3, 5]))
+def test_each_shape_of_tuples_takes_at_most_a_hundredth_more_than_the_entropy(shape, bits):
     x = _gaussian(bits, 2**19)
-    assert _kind(x) == kind
+    assert _shape(x) == shape
     assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)
 
 
-def _hostile_to_words():
+def _hostile_to_tuples():
     generator, size, limits = np.random.default_rng(11), 2**17 + 5, np.iinfo(np.int32)
     few = generator.integers(-1, 2, size)
     yield "one of each outlier", np.concatenate([few, [limits.min, limits.max, 126, 127, -127, 128, -128]]).astype(np.int32)
@@ -289,41 +306,41 @@ def _hostile_to_words():
     yield "alternating", np.tile([0, 1, 3, -2], size // 4).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "x"), _hostile_to_words(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "x"), _hostile_to_tuples(), ids=lambda value: value if isinstance(value, str) else "")
 def test_nothing_is_lost_of_a_long_tensor_with(name, x):
     del name
     _assert_lossless(x)
 
 
-def test_a_sample_for_words_sees_all_columns_of_a_matrix():
+def test_a_sample_for_tuples_sees_all_columns_of_a_matrix():
     spread = np.tile([0.5, 2.0, 8.0], 2**16)  # Every third element would tell of one column only.
     x = np.round(np.random.default_rng(13).normal(size=spread.size) * spread).astype(np.float32)
-    assert _kind(x.reshape(-1, 3)) == words.NONE - 1
+    assert _shape(x.reshape(-1, 3)) == tuples.NONE - 1
     assert _assert_lossless(x.reshape(-1, 3)) <= 1.01 * _entropy_bits(x)
 
 
-def test_a_hundred_words_that_no_sample_told_of_are_spelled_at_little_cost():
+def test_a_hundred_tuples_that_no_sample_told_of_are_escaped_at_little_cost():
     x = _gaussian(1, 2**18)
     with_rare = x.copy()
     with_rare[np.random.default_rng(12).choice(x.size, 100, replace=False)] = 1000
-    assert _kind(with_rare) == _kind(x) == 2
+    assert _shape(with_rare) == _shape(x) == 2
     assert _assert_lossless(with_rare) <= _assert_lossless(x) + 100 * 64
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.integers(0, words.NONE - 1), st.integers(0, 2**32 - 1), st.floats(0, 6))
-def test_a_book_of_words_has_as_many_slots_as_the_coder_and_gives_words_their_share(kind, seed, peak):
-    digits = words._FORMATS[kind].digits
+@given(st.integers(0, tuples.NONE - 1), st.integers(0, 2**32 - 1), st.floats(0, 6))
+def test_a_codebook_has_as_many_slots_as_the_coder_and_gives_tuples_their_share(shape, seed, peak):
+    length, digits = codebook.SHAPES[shape].length, codebook.SHAPES[shape].digits
     share = np.random.default_rng(seed).exponential(size=digits + 1) ** peak
-    table = frequencies.proportional(tf.constant((share / share.sum() * 1e6).astype(np.int64)[np.newaxis])).numpy()[0]
-    ends, left = (x.numpy() for x in words._book(tf.constant(table[1:]), tf.constant(kind)))
+    table = tables.proportional(tf.constant((share / share.sum() * 1e6).astype(np.int64)[np.newaxis])).numpy()[0]
+    ends, escape = (x.numpy() for x in codebook.codebook(tf.constant(table[1:]), tf.constant(shape)))
     slots = np.diff(ends, prepend=0)
     assert (slots >= 0).all()
-    assert left >= 1
-    assert ends[-1] + left == 2**16 or ends[-1] == 0
+    assert escape >= 1
+    assert ends[-1] + escape == 2**16 or ends[-1] == 0
     product = np.ones(1)
-    for _ in range(words._FORMATS[kind].length):
-        product = np.outer(product, table[1:] / frequencies.TOTAL).ravel()
+    for _ in range(length):
+        product = np.outer(product, table[1:] / tables.TOTAL).ravel()
     assert not slots[product == 0].any()
     assert np.abs(slots - 2**16 * product).max() <= 1.5 + 0.02 * (2**16 * product).max()
 

@@ -67,7 +67,7 @@ def test_updates_are_what_one_client_alone_changes(tmp_path):
 
 @pytest.fixture
 def _own_stages(monkeypatch):
-    monkeypatch.setattr(encoders.spec, "_STAGES", dict(encoders.spec._STAGES))
+    monkeypatch.setattr(encoders.registry, "STAGES", dict(encoders.registry.STAGES))
 
 
 @pytest.mark.usefixtures("_own_stages")

@@ -100,10 +100,14 @@ def _send_to_one_client(process, state, weights):
     """Runs a broadcast process; returns its new state, what the client received, and the measurements."""
     state_type, weights_type = process.next.type_signature.parameter
 
+    @tff.tensorflow.computation(weights_type.member)
+    def as_numbers(weights):
+        return tf.nest.map_structure(lambda x: tf.cast(x, tf.int32) if x.dtype == tf.bool else x, weights)
+
     @tff.federated_computation(state_type, weights_type, tff.FederatedType(np.int32, tff.CLIENTS))
     def send(state, weights, clients):
         output = process.next(state, weights)
-        return output.state, tff.federated_sum(output.result), output.measurements
+        return output.state, tff.federated_sum(tff.federated_map(as_numbers, output.result)), output.measurements
 
     return send(state, weights, [0])
 
@@ -224,6 +228,51 @@ def test_initial_weights_arrive_however_coarse_the_encoder():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def _random_model_fn():
+    model = tf.keras.Sequential([tf.keras.layers.Dense(2, "softmax", input_shape=[3])])
+    return tff.learning.models.from_keras_model(model, tf.keras.losses.SparseCategoricalCrossentropy(), SPEC)
+
+
+def _pretrained_model_fn():
+    model = tf.keras.Sequential([tf.keras.layers.Dense(2, "softmax", input_shape=[3], kernel_initializer="zeros")])
+    model.set_weights([np.ones([3, 2]), np.ones([2])])
+    return tff.learning.models.from_keras_model(model, tf.keras.losses.SparseCategoricalCrossentropy(), SPEC)
+
+
+def test_weights_are_drawn_again_where_there_is_a_seed():
+    drawn = tf.nest.map_structure(lambda v: v.numpy(), tff.learning.models.ModelWeights.from_model(model_fn()))
+    assert processes.draws_weights(model_fn)
+    assert processes.draws_weights(model_fn, drawn)
+    assert not processes.draws_weights(model_fn, _initial_weights())
+    assert not processes.draws_weights(_random_model_fn)
+    assert not processes.draws_weights(_pretrained_model_fn, _pretrained())
+
+
+def _pretrained():
+    return tff.learning.models.ModelWeights([np.ones([3, 2], np.float32), np.ones([2], np.float32)], [])
+
+
+def test_a_change_of_weights_that_nobody_can_draw_again_is_refused():
+    encoder_fn = tff_kit.build_broadcast_encoder_fn("identity", 0)
+    with pytest.raises(ValueError, match="Expected model_fn to draw the same weights in every call"):
+        tff_kit.build_encoded_broadcast_process_from_model(_random_model_fn, encoder_fn, change_only=True)
+
+
+@pytest.mark.parametrize("make", [_random_model_fn, _pretrained_model_fn])
+def test_a_change_of_given_weights_arrives(make):
+    encoder_fn = tff_kit.build_broadcast_encoder_fn("uniform:1", 0)
+    process = tff_kit.build_encoded_broadcast_process_from_model(
+        make, encoder_fn, change_only=True, initial_weights=_pretrained()
+    )
+    _, received, measurements = _send_to_one_client(process, process.initialize(), _pretrained())
+    tf.nest.map_structure(np.testing.assert_array_equal, list(received.trainable), _pretrained().trainable)
+    assert measurements["distortion"] == 0
+    halves = tf.nest.map_structure(lambda x: x + np.float32(0.5), _pretrained())  # One bit a weight tells as much.
+    _, received, measurements = _send_to_one_client(process, process.initialize(), halves)
+    tf.nest.map_structure(np.testing.assert_array_equal, list(received.trainable), halves.trainable)
+    assert measurements["bits_per_client"] == 8 * 1 + 64 + 8 * 1 + 64
+
+
 def _changes_received(rounds, error_feedback):
     """Sends weights that lie .3 above the initial ones, through an encoder that loses all below one half."""
 
@@ -250,6 +299,36 @@ def test_with_feedback_what_encoding_lost_is_sent_later():
     assert np.max(np.abs(sent[0])) < 1e-6
     np.testing.assert_allclose(np.sum(sent, axis=0) + state[1][0], 10 * 0.3, rtol=1e-4)  # Nothing is ever lost for good.
     np.testing.assert_allclose(np.mean(sent, axis=0), 0.3, atol=0.5 / 10)
+
+
+def test_what_is_no_float_travels_as_it_is_also_as_a_change():
+    def counting_model_fn():
+        layer = tf.keras.layers.Normalization(mean=2.0, variance=4.0)
+        model = tf.keras.Sequential(
+            [tf.keras.Input([3]), layer, _Counting(), tf.keras.layers.Dense(2, "softmax", False, "zeros")]
+        )
+        return tff.learning.models.from_keras_model(model, tf.keras.losses.SparseCategoricalCrossentropy(), SPEC)
+
+    process = tff_kit.build_encoded_broadcast_process_from_model(
+        counting_model_fn, tff_kit.build_broadcast_encoder_fn("identity", 0), change_only=True, error_feedback=True
+    )
+    weights = tff.learning.models.ModelWeights([np.ones([3, 2], np.float32)], [np.int64(7), np.bool_(True)])
+    state = process.initialize()
+    for _ in range(2):
+        state, received, measurements = _send_to_one_client(process, state, weights)
+    assert measurements["distortion"] == 0
+    assert [received.non_trainable[0], received.non_trainable[1]] == [7, True]
+
+
+class _Counting(tf.keras.layers.Layer):
+    """Has a counter and a flag, as layers that preprocess do."""
+
+    def build(self, shape):
+        self.count = self.add_weight("count", [], tf.int64, "zeros", trainable=False)
+        self.flag = self.add_weight("flag", [], tf.bool, tf.zeros, trainable=False)
+
+    def call(self, inputs):
+        return inputs
 
 
 @te.core.tf_style_encoding_stage
@@ -286,23 +365,13 @@ def test_when_all_clients_are_left_out_the_model_stays():
     tf.nest.map_structure(np.testing.assert_array_equal, before.trainable, process.get_model_weights(state).trainable)
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (lambda: tf.keras.optimizers.SGD(0.25, momentum=0.5), tff.learning.optimizers.build_sgdm(0.25, 0.5)),
-        (lambda: tf.keras.optimizers.SGD(0.25), tff.learning.optimizers.build_sgdm(0.25)),
-        (lambda: tf.keras.optimizers.Adam(0.25), tff.learning.optimizers.build_adam(0.25)),
-        (tff.learning.optimizers.build_adam(0.5), tff.learning.optimizers.build_adam(0.5)),
-    ],
-)
-def test_optimizers_of_keras_become_tffs(given, expected):
-    found = processes._as_tff_optimizer(given)
-    spec = tf.TensorSpec([2], tf.float32)
-    weights, gradients = tf.constant([1.0, 2.0]), tf.constant([0.5, -3.0])
-    states = [optimizer.initialize(spec) for optimizer in (found, expected)]
-    for _ in range(3):
-        (states[0], a), (states[1], b) = (o.next(s, weights, gradients) for o, s in zip((found, expected), states))
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+def test_gradients_are_clipped_as_the_keras_optimizer_says():
+    process = tff_kit.build_federated_averaging_process(model_fn, lambda: tf.keras.optimizers.SGD(0.1, clipnorm=1e-6))
+    state = process.initialize()
+    before, (after, _, _) = process.get_model_weights(state).trainable, _run(process, clients(3), rounds=1)
+    for x, y in zip(before, after.trainable):
+        # Two batches or fewer, each of which moves a variable by at most 0.1 * 1e-6; float32 rounds weights of up to 0.4.
+        assert 0 < np.linalg.norm(y - x) < 2 * 0.1 * 1e-6 + 2**-25 * np.sqrt(x.size)
 
 
 @pytest.mark.parametrize("wrong", [tf.keras.optimizers.Ftrl, lambda: tf.keras.optimizers.SGD(nesterov=True), "sgd"])
@@ -360,3 +429,29 @@ def test_a_deployments_codecs_send_the_bits_of_the_simulation_and_decode_its_val
             np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)  # Sums may be in another order.
         for theirs, ours in zip(tf.nest.flatten(tff_state["value_sum_process"]), tf.nest.flatten(state)):
             np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+def _functional_model():
+    def build():
+        initializer = tf.keras.initializers.GlorotUniform(seed=1)
+        return tf.keras.Sequential([tf.keras.layers.Dense(2, kernel_initializer=initializer, input_shape=[3])])
+
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return tff.learning.models.functional_model_from_keras(build, loss, SPEC)
+
+
+@pytest.mark.parametrize("change_only", [False, True])
+def test_a_functional_model_is_sent_and_averaged_like_another(change_only):
+    model = _functional_model()
+    broadcast, mean = _encoder_fns("uniform:16")
+    process = tff_kit.build_federated_averaging_process(
+        model,
+        tff.learning.optimizers.build_sgdm(0.5),
+        broadcast_process=tff_kit.build_encoded_broadcast_process_from_model(model, broadcast, change_only),
+        aggregation_process=tff_kit.build_encoded_mean_process_from_model(model, mean),
+    )
+    coarse, metrics, _ = _run(process, clients())
+    exact, _, _ = _run(tff.learning.algorithms.build_weighted_fed_avg(model, tff.learning.optimizers.build_sgdm(0.5)), clients())
+    assert metrics["distributor"]["bits_per_client"] == 16 * (6 + 2) + 2 * 64
+    for a, b in zip(exact.trainable, coarse.trainable):
+        np.testing.assert_allclose(a, b, atol=1e-3)

@@ -1,40 +1,15 @@
-"""The README says what the results say, and its example of an own task runs as it stands."""
+"""The README is short, and its examples run as they stand."""
 
 import re
 
-import pytest
 from conftest import ROOT
 
 import tff_kit
 from tff_kit.tasks.emnist import data as emnist
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "emnist_accuracy.md",
-        "round_time.md",
-        "kws_accuracy_1s.md",
-        "kws_accuracy_1s_2_copies.md",
-        "kws_accuracy_30s.md",
-        "round_time_kws_1s.md",
-        "round_time_kws_30s.md",
-        "bits_to_accuracy_emnist.md",
-        "bits_to_accuracy_kws-1s.md",
-        "bits_to_accuracy_kws-30s.md",
-        "encoder_time.md",
-        "kws_splits.md",
-        "faults.md",
-        "many_clients.md",
-        "peers.md",
-        "memory.md",
-    ],
-)
-def test_tables_are_those_of_the_results(name):
-    text = (ROOT / "README.md").read_text()
-    table = [line for line in (ROOT / "results" / name).read_text().splitlines() if line.startswith("|")]
-    assert table
-    assert [line for line in table if line not in text.splitlines()] == []
+def test_it_is_three_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def _examples() -> list[str]:

@@ -22,7 +22,7 @@ def hello_world():
     return 'Hello, World!'
 
 assert hello_world() == b'Hello, World!'
-print(runtime._shared_worker.pid, flush=True)
+print(runtime.worker._shared_worker.pid, flush=True)
 sys.stdin.readline()
 {ending}
 """
@@ -103,10 +103,10 @@ def test_a_worker_that_can_not_start_says_why(tmp_path, monkeypatch):
     broken = tmp_path / "worker_binary"
     broken.write_text("#!/bin/sh\necho no such library\nexit 7\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(runtime, "_BINARY", broken)
+    monkeypatch.setattr(runtime.worker, "_BINARY", broken)
     with pytest.raises(runtime.WorkerError, match="(?s)ended with code 7.*no such library"):
         runtime.Worker().stub()
-    monkeypatch.setattr(runtime, "_BINARY", tmp_path / "none")
+    monkeypatch.setattr(runtime.worker, "_BINARY", tmp_path / "none")
     with pytest.raises(runtime.WorkerError, match="found none"):
         runtime.Worker().stub()
 

@@ -56,9 +56,9 @@ def test_the_formulas_are_the_tutorials_figures():
     ten_clients = {spec: CLIENTS * bits for spec, bits in WEIGHTS.items()}
     assert ten_clients["identity"] == 532_278_400
     assert ten_clients["tensor_encoding:8"] == 153_575_360
-    assert [sizing.format_size(bits) for bits in ten_clients.values()] == ["507.62 Mibit", "146.46 Mibit", "128.40 Mibit"]
-    assert sizing.format_size(10 * ten_clients["identity"]) == "4.96 Gibit"
-    assert sizing.format_size(10 * ten_clients["tensor_encoding:8"]) == "1.43 Gibit"
+    assert [tff_kit.format_size(bits) for bits in ten_clients.values()] == ["507.62 Mibit", "146.46 Mibit", "128.40 Mibit"]
+    assert tff_kit.format_size(10 * ten_clients["identity"]) == "4.96 Gibit"
+    assert tff_kit.format_size(10 * ten_clients["tensor_encoding:8"]) == "1.43 Gibit"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_formulas_are_the_tutorials_figures():
     [(0, "0.00 bit"), (1023, "1023.00 bit"), (1024, "1.00 Kibit"), (2**30, "1.00 Gibit"), (2**50, "1024.00 Tibit")],
 )
 def test_format_size(bits, text):
-    assert sizing.format_size(bits) == text
+    assert tff_kit.format_size(bits) == text
 
 
 @tff.tensorflow.computation(np.float32, np.float32)
@@ -108,13 +108,16 @@ def test_who_only_receives_counts_down_and_not_up(environment):
         return tff.federated_sum(numbers), tff.federated_sum(tff.federated_map(length, tff.federated_broadcast(text)))
 
     total([1.0, 2.0, 3.0], "abcde")
+    environment.add_received(2, [np.zeros([3, 4], np.float32), np.int64(1), np.zeros([2], np.bool_)])
     environment.add_receivers(2)
     environment.add_receivers(0)
     total([1.0], "abc")
     sizes = environment.get_size_info()
-    assert sizes.broadcast_bits == [(3 + 2) * 5 * 8, (3 + 2) * 5 * 8 + 3 * 8]
+    beside = 2 * (12 * 32 + 64 + 2 * 8)
+    assert sizes.broadcast_bits == [(3 + 2) * 5 * 8 + beside, (3 + 2) * 5 * 8 + beside + 3 * 8]
     assert sizes.aggregate_bits == [3 * 64, 3 * 64 + 64]
-    assert sizes.broadcast_history[(("CLIENTS", 2),)] == [[5, tf.string]] * 2
+    of_one = [[12, tf.float32], [1, tf.int64], [2, tf.bool]]
+    assert sorted(sizes.broadcast_history[(("CLIENTS", 2),)], key=str) == sorted([*2 * of_one, *2 * [[5, tf.string]]], key=str)
     assert sizes.aggregate_history[(("CLIENTS", 2),)] == []
 
 
@@ -225,7 +228,7 @@ def test_select_is_named_as_not_counted(environment, caplog):
         return tff.federated_select(keys, tff.federated_value(3, tff.SERVER), table, pick)
 
     run([np.array([1], np.int32)], np.array([7, 8, 9], np.int32))
-    assert "federated_select sends is not counted" in caplog.text
+    assert "federated_select sends are not counted" in caplog.text
 
 
 def test_an_environment_counts_from_its_own_beginning(environment):

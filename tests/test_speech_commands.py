@@ -390,6 +390,19 @@ def test_download_without_network_ends_in_a_sentence(tmp_path):
         archive.download("http://127.0.0.1:1/x", tmp_path / "speech", "", attempts=1)
 
 
+def test_a_single_file_goes_on_where_it_stopped_and_is_checked(server, tmp_path):
+    handler, url = server
+    handler.body = np.random.default_rng(0).bytes(1000)
+    (tmp_path / "x.gz.part").write_bytes(handler.body[:100])
+    file = archive.download_file(url, tmp_path / "x.gz", _sha256(handler.body))
+    assert file.read_bytes() == handler.body
+    archive.download_file(url, file, "")  # It is there already.
+    assert handler.ranges == ["bytes=100-"]
+    with pytest.raises(DataError, match="SHA-256"):
+        archive.download_file(url, tmp_path / "y.gz", "0" * 64)
+    assert _left(file) == ["x.gz"]
+
+
 def test_an_archive_that_leaves_its_folder_is_refused(server, tmp_path):
     handler, url = server
     handler.body = _archive(["../outside"])

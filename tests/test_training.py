@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit.tasks.keywords import embed
-from tff_kit.training import report
+from tff_kit.training import logs, runs
 
 SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
 REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
@@ -55,7 +55,7 @@ def test_a_run_leaves_settings_metrics_curves_checkpoints_and_model(run):
     assert settings["versions"]["tensorflow_federated"] == "0.87.0"
     rows = _rows(run)
     assert list(rows[0])[: len(REQUIRED)] == REQUIRED
-    assert list(rows[0]) == list(report.METRICS)
+    assert list(rows[0]) == list(logs.columns(tff_kit.Emnist().metrics()))
     assert [int(row["round"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [bool(row["test_accuracy"]) for row in rows] == [False, True] * 3
     assert [int(row["broadcast_bits"]) for row in rows] == [n * int(rows[0]["broadcast_bits"]) for n in range(1, 7)]
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     logdir = tmp_path / "foreign"
     experiment = tff_kit.Emnist(data="digits", clients=3, rounds=6, eval_every=2)
     logdir.mkdir()
-    tff_kit.runs.RunDirectory(logdir).write_settings(experiment, "", ())
+    runs.RunDirectory(logdir).write_settings(experiment, "", ())
     manager = tff.program.FileProgramStateManager(logdir / "checkpoints", prefix="round_")
     asyncio.run(manager.save([np.zeros(3, np.float32), np.zeros(2, np.int64)], version=2))
     assert _train("--resume", "--logdir", logdir) == 2
@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
 def test_evaluating_what_is_no_run_or_another_model_is_refused(tmp_path, capsys):
     assert command_line.main(["evaluate", "emnist", "--model", str(tmp_path), "--data", "digits"]) == 2
     assert "Expected a run with its settings.json" in capsys.readouterr().err
-    directory = tff_kit.runs.RunDirectory(tmp_path)
+    directory = runs.RunDirectory(tmp_path)
     directory.write_settings(tff_kit.Emnist(data="digits"), "", ())
     assert command_line.main(["evaluate", "emnist", "--model", str(tmp_path), "--data", "digits"]) == 2
     assert "Expected a trained model" in capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
     assert [row["clients_left_out"] for row in rows] == ["1", "1"]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
     assert np.isfinite(float(rows[-1]["test_loss"]))
-    assert "1 clients left out: update not finite" in capsys.readouterr().out
+    assert "1 client left out: update not finite" in capsys.readouterr().out
 
 
 def test_examples_that_can_not_be_read_end_the_run_with_a_sentence(small_cache, tmp_path, capsys):

@@ -125,7 +125,7 @@ def test_an_unknown_id_without_network_ends_in_a_sentence_within_seconds(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root, check=False)
     seconds, message = done.stdout.strip().split("|")
     assert float(seconds) < 10
-    assert "nobody/no-such-model" in message and "can't be reached" in message and "\n" not in message
+    assert "nobody/no-such-model" in message and "cannot be reached" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "three/part/name", "", "a b/c"])
@@ -141,7 +141,7 @@ def test_bad_folders_are_named(tmp_path, whisper_folder):
         whisper.load_encoder(tmp_path)
     shutil.copy(whisper_folder / "config.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes((whisper_folder / "model.safetensors").read_bytes()[:100_000])
-    with pytest.raises(DataError, match=f"{tmp_path}, found files that can't be read"):
+    with pytest.raises(DataError, match=f"{tmp_path}, found files that cannot be read"):
         whisper.load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(DataError, match="a bert model"):

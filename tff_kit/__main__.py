@@ -26,8 +26,8 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   credential        make the keys of a server and of the clients that may join it
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
-  plot cifar10      draw the same of CIFAR-10's pictures, as they are shared out
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
+  plot cifar10      draw how many pictures, and of which classes, the clients of CIFAR-10 have
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
 _TASK_COMMANDS = {

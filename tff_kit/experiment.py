@@ -63,9 +63,9 @@ class Training(_Settings):
     batch_size: int = 20
     """Examples in a training batch."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of all random draws."""
     data: str = "auto"
-    """Where the data is."""
+    """The data to train on."""
 
     task = ""
     """The task's name, on the command line and in files."""
@@ -103,18 +103,20 @@ class Communication(_Settings):
     """What travels between server and clients, and in how many bits."""
 
     broadcast: str = "identity"
-    """Encoder of the model on its way to the clients: identity, tensor_encoding:BITS, uniform:BITS, or stages chained by +,
-    such as rotate+uniform:4, eden:0.5, lowrank:8+step:1+entropy; after a slash one for small variables,
-    such as eden:1/uniform:8. An unknown one lists the stages."""
+    """SPEC of the downlink's encoder, which sends the model to the clients. A SPEC is identity, tensor_encoding:BITS,
+    uniform:BITS, or stages chained by +, such as rotate+uniform:4, eden:0.5 or lowrank:8+step:1+entropy. A second chain after a
+    slash is for small variables, as in eden:1/uniform:8. An unknown name lists the stages."""
     broadcast_change: bool = False
-    """Broadcast how the weights differ from the initial ones, which clients draw from the seed, instead of the weights."""
+    """Send the change since the initial weights instead of the weights: it is easier to compress. Clients draw the initial
+    weights from the seed. If the model has others, trained before or drawn without a seed, each client receives them once."""
     broadcast_feedback: bool = False
-    """Add what encoding lost of a broadcast to the next one: for coarse rounding, not for low rank."""
+    """Add what the last encoding lost to the next broadcast. It helps coarse steps. With low rank it costs bits and gains
+    nothing."""
     mean: str = "identity"
-    """Encoder of the clients' updates on their way to the server, likewise."""
+    """SPEC of the uplink's encoder, which sends the clients' updates to the server; see broadcast."""
     threshold: int = encoders.THRESHOLD
-    """Variables with more elements than this are large. Others travel as they are, unless the encoder has a part for them;
-    biases are sensitive to error, and small."""
+    """A variable with more elements than this is large. Small variables travel unencoded unless the SPEC has a part for them:
+    biases are few, and sensitive to error. The default is the tutorial's."""
 
     def _check_communication(self) -> None:
         check_numbers(self, at_least_0=("threshold",))
@@ -129,17 +131,17 @@ class Algorithm(_Settings):
     """How clients and server learn."""
 
     client_optimizer: ClientOptimizer = "sgd"
-    """What clients train with."""
+    """Optimizer of the clients."""
     client_lr: float = 0.02
-    """Learning rate of the clients."""
+    """Learning rate of the clients. The default is the tutorial's; 0.1 learns faster on digits."""
     server_optimizer: ServerOptimizer = "sgd"
-    """What the server makes of the clients' mean update: sgd, sgdm with momentum 0.9, or an adaptive method."""
+    """Optimizer that applies the clients' mean update to the model: sgd, sgdm (momentum 0.9), or an adaptive method."""
     server_lr: float = 1.0
-    """Learning rate of the server; with sgd, 1 is plain averaging. Adaptive methods want less, such as 0.01."""
+    """Learning rate of the server. With sgd, 1 is plain averaging. Adaptive methods need less, such as 0.01."""
     weighted: bool = True
-    """Weight clients by their numbers of examples; --no-weighted for equal weights."""
+    """Weight clients by their numbers of examples. --no-weighted gives all clients equal weight."""
     proximal: float = 0.0
-    """Strength of FedProx's term, which keeps clients near the model they received; 0 is federated averaging."""
+    """Strength of FedProx's term, which keeps clients near the model that they received. 0 is federated averaging."""
     local_epochs: int = 1
     """How often a client goes through its examples in a round."""
 
@@ -155,10 +157,10 @@ class Privacy(_Settings):
     """What the server may see of a client."""
 
     noise_multiplier: float = 0.0
-    """Differential privacy: the noise on the sum of clipped updates, in units of the norm to which they are clipped; 0 for none.
-    It needs --no-weighted and many clients, and a run with it can't be repeated bit for bit."""
+    """Differential privacy: the standard deviation of the noise on the sum of clipped updates, in units of the clipping norm. 0
+    adds no noise. It needs --no-weighted and many clients. A run with noise does not repeat bit for bit."""
     secure: bool = False
-    """Add what clients send by secure sums, of which the server sees nothing else. Their protocol is simulated."""
+    """Add the clients' messages by secure sums, so that the server sees only the sums. The protocol is simulated."""
 
     def _check_privacy(self, mean: str, weighted: bool) -> None:
         check_numbers(self, at_least_0=("noise_multiplier",))
@@ -185,13 +187,13 @@ class Participation(_Settings):
     clients: int = 10
     """Clients sampled in each round, without replacement."""
     dropout: float = 0.0
-    """Probability that a sampled client takes no part in its round: it neither receives nor sends. One always stays."""
+    """Probability that a sampled client takes no part in its round: it receives and sends nothing. One client always stays."""
     straggling: float = 0.0
-    """How far apart clients are in time: the standard deviation of the logarithm of a client's time, which is drawn anew in each
-    round around a median of 1. With 0 all take as long."""
+    """Spread of the clients' times: the standard deviation of the logarithm of a client's time. Each round draws new times with a
+    median of 1. With 0 all clients take equally long."""
     deadline: float = 2.0
-    """When a round ends, in the time of the median client. Clients that take longer have received the model but send nothing;
-    the fastest client is always awaited."""
+    """The time at which a round ends, in units of the median client's time. Clients that miss the deadline have received the
+    model but send nothing. The fastest client is always awaited."""
 
     fewer_clients_will_do = False
     """Whether a round takes all clients where there are fewer than it should sample."""
@@ -214,9 +216,9 @@ class Experiment(Privacy, Participation, Algorithm, Communication, Training):
     batch_size: int = 20
     """Examples in a client's training batch."""
     seed: int = 0
-    """Of the initial weights, the sampling of clients, the order of their examples and the encoders."""
+    """Seed of the initial weights, the sampling of clients, the order of their examples, and the encoders."""
     eval_every: int = 10
-    """Rounds between evaluations on the held-out data; a checkpoint is kept as often. The last round is evaluated too."""
+    """Rounds between evaluations on the held-out data, and between checkpoints. The last round is always evaluated."""
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_1=("rounds", "batch_size", "eval_every"), at_least_0=("seed",))
@@ -268,11 +270,11 @@ class CentralizedTraining(Training):
     """
 
     epochs: int = 3
-    """Epochs of training; the model is kept that was best on the validation data."""
+    """Epochs of training. The model that was best on the validation data is kept."""
     learning_rate: float = 1e-3
     """Adam's learning rate."""
     checkpoint: Optional[str] = None
-    """A model to start from: model.keras of a run."""
+    """A model to start from: the model.keras of a run."""
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))

@@ -1,12 +1,12 @@
 """Seconds of a round here and elsewhere, side by side: the same clients, examples, model, optimizer and initial weights.
 
-    make bench-peers DATA=FOLDER_OF_emnist_all.sqlite STORE=FOLDER_OF_EMBEDDINGS
+    make bench-peers DATA=mnist-by-writer STORE=FOLDER_OF_EMBEDDINGS
 
 Peers are Flower's simulation, FedJAX, TensorFlow Federated as its documentation writes it, and plain loops in TensorFlow and
 PyTorch. Each is a process of its own, those without TensorFlow in an environment of their own, pinned in the .txt files
 here, which the Makefile makes. A round is trained in all ways, in changing order, before the next begins; ratios are medians of
 the ratios round by round. In the end this project's evaluation tests every way's weights, so that who left out work shows.
-Writes results/peers.md.
+Writes results/speed/peers.csv.
 """
 
 # Annotations here are evaluated at once: tyro reads them.
@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Optional
 
 import numpy as np
@@ -31,15 +31,15 @@ import tensorflow_federated as tff
 import tyro
 
 import tff_kit
-from benchmarks import round_time
-from benchmarks.results import RESULTS, machine, write_table
+from benchmarks import results, round_time
+from tff_kit.algorithm import assembly
 from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.embeddings import store
 from tff_kit.runtime import cluster
 from tff_kit.tasks.keywords import embed
 from tff_kit.training import evaluation
 
-_ROOT = RESULTS.parent
+_ROOT = results.ROOT
 _LOOP = "plain tf.function loop"
 _FLOWER = "Flower's simulation"
 _PEERS = {  # The environment, None for the project's own, and the module.
@@ -122,11 +122,12 @@ def _python(environment: Optional[str]) -> str:
 
 
 @contextlib.contextmanager
-def _peers(folder: pathlib.Path) -> Iterator[dict[str, _Peer]]:
-    """All peers on the task in `folder`; they end with the context."""
+def _peers(folder: pathlib.Path, names: Sequence[str]) -> Iterator[dict[str, _Peer]]:
+    """The peers of these names on the task in `folder`; they end with the context."""
     with contextlib.ExitStack() as stack:
         peers = {}
-        for name, (environment, module) in _PEERS.items():
+        for name in names:
+            environment, module = _PEERS[name]
             log = stack.enter_context(open(folder / f"{module}.log", "wb+"))
             peers[name] = _Peer(name, _python(environment), module, folder, log)
             stack.callback(peers[name].end)
@@ -151,8 +152,8 @@ def _write_task(
             np.savez(folder / f"{client}.npz", inputs=np.concatenate(inputs), labels=np.concatenate(labels))
 
 
-def _measure(experiment: tff_kit.Experiment, rounds: int) -> list[str]:
-    """Returns the lines on one task."""
+def _measure(experiment: tff_kit.Experiment, rounds: int, names: Sequence[str]) -> tuple[str, list[results.Row]]:
+    """Returns what was trained, and a row for each way on one task; `names` are the peers beside the ways of this project."""
     data = experiment.load_data()
     clients = min(experiment.clients, len(data.client_ids))
     sample = tff.simulation.build_uniform_sampling_fn(data.client_ids, replace=False, random_seed=0)
@@ -160,14 +161,14 @@ def _measure(experiment: tff_kit.Experiment, rounds: int) -> list[str]:
     processes = {"tff_kit": experiment, f"tff_kit, {_SPEC} both ways": encoded}
     with contextlib.ExitStack() as stack:
         context, _ = stack.enter_context(cluster.open_context(cluster.ONE_MACHINE, clients))
-        own = {name: round_time.federated(rounds.build_process(x, data), context) for name, x in processes.items()}
+        own = {name: round_time.federated(assembly.build_process(x, data), context) for name, x in processes.items()}
         # Last of all that build Keras models; see training.py.
         own[_LOOP] = round_time.tf_function_loop(experiment, data, clients)
         model = evaluation.compiled(experiment.build_model(), experiment)
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan = [list(sample(round_num, clients)) for round_num in range(rounds + round_time.WARM_UP)]
         _write_task(folder, experiment, data, plan, model.get_weights())
-        peers = stack.enter_context(_peers(folder))
+        peers = stack.enter_context(_peers(folder, names))
         versions = dict.fromkeys(own, f"tensorflow {tf.__version__}")
         versions.update({name: peer.version() for name, peer in peers.items()})
         ways = {**own, **{name: round_time.Way(peer.train, peer.weights) for name, peer in peers.items()}}
@@ -175,50 +176,68 @@ def _measure(experiment: tff_kit.Experiment, rounds: int) -> list[str]:
         tests = {}
         for name, way in ways.items():
             model.set_weights(way.weights())
-            tests[name] = evaluation.evaluate_model(model, data.test)
-    lines = [
+            tests[name] = evaluation.evaluate_model(model, data.test, experiment)
+    described = (
         f"{data.name}, {clients} clients a round, {experiment.client_optimizer} {experiment.client_lr}, batches of "
-        f"{experiment.batch_size}, {model.count_params():,} weights; {rounds} rounds, after {round_time.WARM_UP} untimed:",
-        "",
-        "| way | version | seconds a round, median | against Flower | against the loop | test loss | test accuracy |",
-        "|---|---|---|---|---|---|---|",
+        f"{experiment.batch_size}, {model.count_params():,} weights, {rounds} rounds after {round_time.WARM_UP} untimed"
+    )
+    return described, [
+        {
+            "task": experiment.task,
+            "way": name,
+            "version": versions[name],
+            "seconds_a_round": round(statistics.median(values), 4),
+            "against_flower": round(round_time.paired_ratio(values, timed[_FLOWER]), 4) if _FLOWER in timed else None,
+            "against_loop": round(round_time.paired_ratio(values, timed[_LOOP]), 4),
+            "test_loss": round(tests[name]["loss"], 4),
+            "test_accuracy": round(tests[name]["accuracy"], 5),
+        }
+        for name, values in timed.items()
     ]
-    for name, values in timed.items():
-        ratios = [round_time.paired_ratio(values, timed[base]) for base in (_FLOWER, _LOOP)]
-        lines.append(
-            f"| {name} | {versions[name]} | {statistics.median(values):.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} "
-            f"| {tests[name]['loss']:.3f} | {tests[name]['accuracy']:.4f} |"
-        )
-    return [*lines, ""]
 
 
-def main(emnist: Optional[str] = None, kws: Optional[str] = None, rounds: int = 20) -> None:
-    """Measures and writes results/peers.md.
+def main(emnist: Optional[str] = None, kws: Optional[str] = None, rounds: int = 20, quick: bool = False) -> None:
+    """Measures and writes results/speed/peers.csv.
 
     Args:
         emnist: As in `python -m tff_kit train emnist --data`; without it, digits are left out.
         kws: Folder of embeddings, float16, or demo for synthetic ones; without it, keyword spotting is left out.
         rounds: Rounds of each task that are timed.
+        quick: Try it beside TFF on scikit-learn's digits, since the other peers need environments, into logs/results-quick/.
     """
-    if not (emnist or kws):
+    names = list(_PEERS)
+    if quick:
+        rounds, names = 1, ["TFF as documented"]
+    elif not (emnist or kws):
         sys.exit("error: Expected --emnist or --kws with the data to train on, found neither.")
     try:
-        for environment, _ in _PEERS.values():
-            _python(environment)  # Before anything long.
-        experiments: list[tff_kit.Experiment] = []
-        if emnist:
-            experiments.append(tff_kit.Emnist(data=emnist, client_lr=0.1))
-        if kws:
-            opened = embed.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
-            if opened.dtype != "float16":
-                raise DataError(f"Expected embeddings of float16, which every peer can read, in {kws}, found {opened.dtype}.")
-            experiments.append(tff_kit.KeywordSpotting(data=str(opened.folder), window=opened.window))
-        lines = [line for experiment in experiments for line in _measure(experiment, rounds)]
+        for name in names:
+            _python(_PEERS[name][0])  # Before anything long.
+        tried: list[tff_kit.Experiment] = [tff_kit.Emnist(data="digits", filters=4, clients=2)]
+        experiments = tried if quick else _experiments(emnist, kws)
+        measured = [_measure(experiment, rounds, names) for experiment in experiments]
     except (DataError, _PeerError) as error:
         sys.exit(f"error: {error}")
-    command = " ".join(["python -m benchmarks.peers", *(f"--{x.task} FOLDER" for x in experiments), f"--rounds {rounds}"])
-    heading = f"`{command}`, {machine()}."
-    write_table("peers.md", [heading, "", *lines])
+    source = results.Source(
+        command=" ".join(["python -m benchmarks.peers", *(f"--{x.task} FOLDER" for x in experiments), f"--rounds {rounds}"]),
+        data="; ".join(described for described, _ in measured),
+        seeds="0",
+        spread="none: medians of the rounds, ratios as medians of pairs",
+    )
+    results.write("speed/peers", [row for _, rows in measured for row in rows], source, quick)
+
+
+def _experiments(emnist: Optional[str], kws: Optional[str]) -> list[tff_kit.Experiment]:
+    """Returns what is trained; raises `DataError` for embeddings that not every peer can read."""
+    experiments: list[tff_kit.Experiment] = []
+    if emnist:
+        experiments.append(tff_kit.Emnist(data=emnist, client_lr=0.1))
+    if kws:
+        opened = embed.demo() if kws == "demo" else store.open_store(pathlib.Path(kws).resolve())
+        if opened.dtype != "float16":
+            raise DataError(f"Expected embeddings of float16, which every peer can read, in {kws}, found {opened.dtype}.")
+        experiments.append(tff_kit.KeywordSpotting(data=str(opened.folder), window="1s" if opened.window == "1s" else "30s"))
+    return experiments
 
 
 if __name__ == "__main__":

@@ -33,8 +33,17 @@ _AS_WRITTEN.experimental_optimization.apply_default_optimizations = False
 _AS_WRITTEN.autotune.enabled = False
 
 
-def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learning.templates.LearningProcess:
-    """Returns the learning process of `experiment`; `next` takes the state and `(client id, seed)` of each client."""
+def build_process(
+    experiment: Experiment, data: FederatedDataset, initial_weights: Optional[tff.learning.models.ModelWeights] = None
+) -> tff.learning.templates.LearningProcess:
+    """Returns the learning process of `experiment`; `next` takes the state and `(id in UTF-8, seed)` of each client.
+
+    Args:
+      experiment: The settings.
+      data: What `next` reads of each client.
+      initial_weights: The weights that all clients have, where changes of weights are broadcast and clients can't draw the
+        initial ones from the seed.
+    """
     model_fn = build_model_fn(experiment, data)
     process = processes.build_federated_averaging_process(
         model_fn,
@@ -45,6 +54,7 @@ def build_process(experiment: Experiment, data: FederatedDataset) -> tff.learnin
             encoders.build_broadcast_encoder_fn(experiment.broadcast, experiment.threshold, experiment.seed),
             experiment.broadcast_change,
             experiment.broadcast_feedback,
+            initial_weights,
         ),
         _build_mean_process(experiment, data, model_fn),
         experiment.weighted,
@@ -118,7 +128,7 @@ def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Op
 def read_by_client_id(
     data: FederatedDataset, process: tff.learning.templates.LearningProcess
 ) -> tff.learning.templates.LearningProcess:
-    """Returns `process` with the worker reading the clients' data: `next` takes `(client id, seed)` of each client."""
+    """Returns `process` with the worker reading the clients' data: `next` takes `(id in UTF-8, seed)` of each client."""
 
     @tff.tensorflow.computation(np.str_, np.int64)
     def client_dataset(client, seed):

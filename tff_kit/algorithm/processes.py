@@ -13,16 +13,18 @@ here of TFF's own parts, under the names they had, with two measurements each:
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
+from tff_kit.algorithm.optimizers import OptimizerFn, as_tff_optimizer
 from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum, make_encoders
 
-ModelFn = Callable[[], tff.learning.models.VariableModel]
-OptimizerFn = Union[tff.learning.optimizers.Optimizer, Callable[[], Any]]
+ModelFn = Union[Callable[[], tff.learning.models.VariableModel], tff.learning.models.FunctionalModel]
 
 
 def build_federated_averaging_process(
@@ -43,9 +45,9 @@ def build_federated_averaging_process(
     counts such clients. When all are left out the model stays as it is.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call.
-      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns
-        `tf.keras.optimizers.SGD` or `Adam`, of which the TFF equivalent is used.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; or a `tff.learning.models.FunctionalModel`.
+      client_optimizer_fn: A `tff.learning.optimizers.Optimizer`, or a function that returns one or returns a Keras optimizer of
+        which TFF has the equivalent, as `tff_kit.algorithm.optimizers.as_tff_optimizer` explains.
       server_optimizer_fn: Likewise. By default SGD with learning rate 1.
       broadcast_process: From `build_encoded_broadcast_process_from_model`. By default the model is sent as it is.
       aggregation_process: From `build_encoded_mean_process_from_model`, or one of `tff_kit.algorithm.privacy`. By default updates
@@ -60,13 +62,13 @@ def build_federated_averaging_process(
       `distributor` and of the `aggregator`.
 
     Raises:
-      TypeError: If an optimizer is neither of the above.
+      TypeError: If an optimizer is neither of the above, or has an option that TFF's has not.
     """
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if weighted else tff.learning.ClientWeighting.UNIFORM
     return tff.learning.algorithms.build_weighted_fed_avg(
         model_fn,
-        client_optimizer_fn=_as_tff_optimizer(client_optimizer_fn),
-        server_optimizer_fn=None if server_optimizer_fn is None else _as_tff_optimizer(server_optimizer_fn),
+        client_optimizer_fn=as_tff_optimizer(client_optimizer_fn),
+        server_optimizer_fn=None if server_optimizer_fn is None else as_tff_optimizer(server_optimizer_fn),
         client_weighting=weighting,
         model_distributor=broadcast_process,
         model_aggregator=aggregation_process or build_mean_factory(),
@@ -80,6 +82,7 @@ def build_encoded_broadcast_process_from_model(
     encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder],
     change_only: bool = False,
     error_feedback: bool = False,
+    initial_weights: Optional[tff.learning.models.ModelWeights] = None,
 ) -> tff.learning.templates.DistributionProcess:
     """Builds the process that sends the model's weights, encoded, from the server to the clients.
 
@@ -87,9 +90,9 @@ def build_encoded_broadcast_process_from_model(
     and is updated in each round. `metrics["distributor"]` of a round has `bits_per_client`, the payload of a client, and
     `distortion`, the squared error of the encoding over the squared norm of what was encoded.
 
-    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself. So a client
-    needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be sent stays in the
-    server's weights, and grows there with further updates.
+    With `change_only` the server sends how the weights differ from the initial ones, which a client draws itself or has received
+    before. So a client needs no memory of earlier rounds, and the first round costs next to nothing. What is too small to be
+    sent stays in the server's weights, and grows there with further updates.
 
     With `error_feedback` what encoding lost in the round before is added to what is encoded, so that over the rounds all of it is
     sent. That helps an encoder that would never send the small numbers, as coarse rounding. One that always leaves out
@@ -99,13 +102,16 @@ def build_encoded_broadcast_process_from_model(
     keep what they received; here they need not.
 
     Args:
-      model_fn: Returns a `tff.learning.models.VariableModel`; tells which weights there are.
+      model_fn: Returns a `tff.learning.models.VariableModel`, or is a `tff.learning.models.FunctionalModel`; tells which weights
+        there are.
       encoder_fn: Returns the `SimpleEncoder` of a variable, trainable or not, given its `tf.TensorSpec`:
         `tff_kit.build_broadcast_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_simple_encoder(encoder, spec)`.
-      change_only: Whether to send the difference from the weights that `model_fn` returns. It must draw the same ones
-        wherever it is called, as the models here do when they are given a seed.
+      change_only: Whether to send the difference from the initial weights.
       error_feedback: Whether to add what the last encoding lost.
+      initial_weights: With `change_only`, the weights that every client has, as arrays. How they came there is not counted here:
+        `SizingExecutorFactory.add_received` counts it. By default those that `model_fn` draws, which must be the same in every
+        call, as those of a model with seeded initializers are.
 
     Returns:
       A `tff.learning.templates.DistributionProcess`, the `broadcast_process` of `build_federated_averaging_process` and the
@@ -113,13 +119,19 @@ def build_encoded_broadcast_process_from_model(
 
     Raises:
       TypeError: If `encoder_fn` returns something else than a `SimpleEncoder`.
+      ValueError: If `model_fn` draws other weights with each call, and no `initial_weights` say which ones clients have.
     """
     weights_type = _weights_type(model_fn)
     specs = tff.types.type_to_tf_tensor_specs(weights_type)
     codec = EncodedBroadcast(specs, encoder_fn, error_feedback)
+    if change_only and initial_weights is None and not draws_weights(model_fn):
+        raise ValueError(
+            "Expected model_fn to draw the same weights in every call, since clients draw the ones whose change they receive; "
+            "found others. Give the initializers of its layers a seed, or pass `initial_weights`."
+        )
 
-    def initial_weights():
-        return tf.nest.flatten(tff.learning.models.ModelWeights.from_model(model_fn()))
+    def of_clients():
+        return [tf.convert_to_tensor(x) for x in tf.nest.flatten(initial_weights or _make_weights(model_fn))]
 
     initial_state = tff.tensorflow.computation(codec.initial_state)
 
@@ -127,14 +139,14 @@ def build_encoded_broadcast_process_from_model(
     def encode(state, weights):
         flat = tf.nest.flatten(weights)
         if change_only:
-            flat = [x - x0 for x, x0 in zip(flat, initial_weights())]
+            flat = _map_floats(tf.subtract, flat, of_clients())
         return codec.encode(state, flat)
 
     @tff.tensorflow.computation(encode.type_signature.result[1])
     def decode(encoded):
         flat = codec.decode(encoded)
         if change_only:
-            flat = [x0 + x for x0, x in zip(initial_weights(), flat)]
+            flat = _map_floats(tf.add, flat, of_clients())
         return tf.nest.pack_sequence_as(specs, flat)
 
     @tff.federated_computation
@@ -172,7 +184,8 @@ def build_encoded_mean_process_from_model(
     the squared error of the clients' encodings over the squared norm of their updates.
 
     Args:
-      model_fn: Returns a new `tff.learning.models.VariableModel` with each call; its weights are checked to fit the encoders.
+      model_fn: Returns a new `tff.learning.models.VariableModel` with each call, or is a `tff.learning.models.FunctionalModel`;
+        its weights are checked to fit the encoders.
       encoder_fn: Returns the `GatherEncoder` of a trainable variable, given its `tf.TensorSpec`, so that each may have another:
         `tff_kit.build_mean_encoder_fn("uniform:8")`, or a function of one's own that ends in
         `tensor_encoding`'s `te.encoders.as_gather_encoder(encoder, spec)`.
@@ -276,24 +289,36 @@ class _EncodedSumFactory(tff.aggregators.UnweightedAggregationFactory):
         return tff.templates.AggregationProcess(initialize, add)
 
 
+def _map_floats(function: Callable, values: Sequence[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Maps pairs of floats; of counters, states and flags, which travel as they are, it returns the first."""
+    return [function(x, y) if x.dtype.is_floating else x for x, y in zip(values, others)]
+
+
+def draws_weights(model_fn: ModelFn, weights: Optional[tff.learning.models.ModelWeights] = None) -> bool:
+    """Returns whether each call of `model_fn` inside TFF draws the same weights, and where `weights` are given, just those.
+
+    It does where all initializers have a seed or are constant; not where weights are drawn without one, or are loaded into the
+    model after it was made.
+    """
+    drawn = [_draw_weights(model_fn) for _ in range(2)]
+    expected = drawn[0] if weights is None else tf.nest.flatten(weights)
+    return all(np.array_equal(x, y) for found in drawn for x, y in zip(expected, found))
+
+
+def _draw_weights(model_fn: ModelFn) -> list[np.ndarray]:
+    with tf.Graph().as_default() as graph:
+        weights = tf.nest.flatten(_make_weights(model_fn))
+        with tf.compat.v1.Session(graph=graph) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            return session.run(weights)
+
+
+def _make_weights(model_fn: ModelFn) -> tff.learning.models.ModelWeights:
+    if not isinstance(model_fn, tff.learning.models.FunctionalModel):
+        return tff.learning.models.ModelWeights.from_model(model_fn())
+    trainable, non_trainable = model_fn.initial_weights
+    return tff.learning.models.ModelWeights(*(tuple(map(tf.convert_to_tensor, part)) for part in (trainable, non_trainable)))
+
+
 def _weights_type(model_fn: ModelFn) -> tff.Type:
-    with tf.Graph().as_default():
-        return tff.learning.models.weights_type_from_model(model_fn())
-
-
-def _as_tff_optimizer(optimizer_fn: OptimizerFn) -> tff.learning.optimizers.Optimizer:
-    if isinstance(optimizer_fn, tff.learning.optimizers.Optimizer):
-        return optimizer_fn
-    optimizer = optimizer_fn() if callable(optimizer_fn) else optimizer_fn
-    if isinstance(optimizer, tff.learning.optimizers.Optimizer):
-        return optimizer
-    if isinstance(optimizer, tf.keras.optimizers.SGD) and not optimizer.nesterov:
-        return tff.learning.optimizers.build_sgdm(float(optimizer.learning_rate), float(optimizer.momentum) or None)
-    if isinstance(optimizer, tf.keras.optimizers.Adam) and not optimizer.amsgrad:
-        return tff.learning.optimizers.build_adam(
-            float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
-        )
-    raise TypeError(
-        "Expected an optimizer of tff.learning.optimizers, tf.keras.optimizers.SGD or Adam, or a function that returns "
-        f"one; found {optimizer!r}. Tip: tff.learning.optimizers has what TFF can run on clients."
-    )
+    return tff.tensorflow.computation(lambda: _make_weights(model_fn)).type_signature.result

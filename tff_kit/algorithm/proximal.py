@@ -1,8 +1,10 @@
-"""FedProx: clients that stay near the model they received.
+"""FedProx: an optimizer that keeps clients near the model that they received.
 
 T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith: Federated Optimization in Heterogeneous Networks. MLSys 2020,
-arXiv 1812.06127. TFF 0.87's own `build_weighted_fed_prox` adds strength * (received - current) to the gradient, which is the
-term with the wrong sign: it drives clients away.
+arXiv 1812.06127.
+
+TFF 0.87's own `build_weighted_fed_prox` adds strength * (received - current) to the gradient. That is the term with the wrong
+sign: it drives clients away from the received model.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import tensorflow_federated as tff
 
 
 class ProximalOptimizer(tff.learning.optimizers.Optimizer):
-    """A client's optimizer of its loss plus strength / 2 * |weights - first weights|^2; the first are those received.
+    """A client's optimizer that minimizes its loss plus strength / 2 * |weights - received weights|^2.
+
+    The first weights that `next` is given are the received ones.
 
     Args:
-      optimizer: What takes the steps; its hyperparameters are this one's.
-      strength: Of the proximal term, 0 or more.
+      optimizer: The optimizer that takes the steps. Its hyperparameters are also this optimizer's.
+      strength: The strength of the proximal term, 0 or more.
     """
 
     def __init__(self, optimizer: tff.learning.optimizers.Optimizer, strength: float):

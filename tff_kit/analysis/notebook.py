@@ -42,7 +42,7 @@ def print_heading(*data: FederatedDataset) -> None:
         print(f"  {dataset.name}, {len(dataset.client_ids)} clients")
         for note in dataset.notes:
             print(f"    {note}")
-    print(f"  {os.cpu_count()} cores of {_processor()}")
+    print(f"  {os.cpu_count()} cores of {processor()}")
     versions = runs.versions()
     print(
         f"  Python {versions['python']}, TensorFlow {versions['tensorflow']}, "
@@ -83,6 +83,7 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns the processor's model, or its architecture where the system does not tell the model."""
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -25,7 +25,9 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     """
     data = experiment.load_data()
     process = assembly.build_process(experiment.plain(), data)
-    weights = tff.learning.models.ModelWeights.from_model(run.load_model())
+    model = experiment.build_model()
+    run.load_weights(model)
+    weights = tff.learning.models.ModelWeights.from_model(model)
     before = tf.nest.map_structure(lambda variable: variable.numpy(), weights)
     worker = runtime.Worker()
     updates = []
@@ -34,7 +36,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
             state = process.set_model_weights(process.initialize(), before)
             for client in data.client_ids[:clients]:
                 # The server adds the mean update of all clients; here there is one.
-                after = process.get_model_weights(process.next(state, [(client, 0)]).state).trainable
+                after = process.get_model_weights(process.next(state, [(client.encode(), 0)]).state).trainable
                 updates.append([np.asarray(y - x, np.float32) for x, y in zip(before.trainable, after)])
     finally:
         worker.stop()

@@ -1,4 +1,4 @@
-"""Fetches an archive and unpacks it: goes on where it stopped, never waits for ever, never leaves half a folder."""
+"""Downloads a file, or an archive and unpacks it. A download resumes, never waits forever, and never leaves half of anything."""
 
 from __future__ import annotations
 
@@ -23,23 +23,53 @@ from tff_kit.datasets.federated import DataError
 _BLOCK_BYTES = 1 << 18
 
 
-def download(url: str, folder: os.PathLike, sha256: str, stall_seconds: float = 30.0, attempts: int = 5) -> pathlib.Path:
-    """Fetches the tar archive at `url` and unpacks it as `folder`, which appears only when it is whole.
+def download_file(url: str, file: os.PathLike, sha256: str, stall_seconds: float = 30.0, attempts: int = 5) -> pathlib.Path:
+    """Fetches the file at `url` as `file`, which appears only when it is whole.
 
-    What was fetched before an interruption stays in `<folder>.tar.part`, and the next call asks for the rest only.
+    What was fetched before an interruption stays in `<file>.part`, and the next call asks for the rest only.
+
+    Args:
+      url: The file.
+      file: Where to put it. If it is there already, nothing is done.
+      sha256: The file's checksum, in hexadecimal.
+      stall_seconds: How long the server may send nothing before the connection is given up.
+      attempts: How many connections in a row may fail, none of which brought anything, before it is given up.
+
+    Returns:
+      The file.
+
+    Raises:
+      DataError: If the server can't be reached or refuses, the file is not the expected one, or the disk is full.
+    """
+    file = pathlib.Path(file)
+    if file.is_file():
+        return file
+    part = file.with_name(f"{file.name}.part")
+    with disk.writing(file.parent), _bar() as bar:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, stall_seconds, attempts, bar)
+        _check(url, part, sha256)
+        part.rename(file)
+    return file
+
+
+def download(url: str, folder: os.PathLike, sha256: str, stall_seconds: float = 30.0, attempts: int = 5) -> pathlib.Path:
+    """Downloads the tar archive at `url` and unpacks it as `folder`, which appears only when it is complete.
+
+    After an interruption, the downloaded part stays in `<folder>.tar.part`, and the next call requests only the rest.
 
     Args:
       url: The archive.
-      folder: What to unpack it as. If it is there already, nothing is done.
-      sha256: The archive's checksum, in hexadecimal.
-      stall_seconds: How long the server may send nothing before the connection is given up.
-      attempts: How many connections in a row may fail, none of which brought anything, before it is given up.
+      folder: The folder to unpack it as. If it exists and is not empty, nothing is done.
+      sha256: The archive's SHA-256 checksum, in hexadecimal.
+      stall_seconds: Seconds without any data after which a connection is given up.
+      attempts: Number of connections in a row without any data after which the download is given up.
 
     Returns:
       The folder.
 
     Raises:
-      DataError: If the server can't be reached or refuses, the archive is not the expected one, or the disk is full.
+      DataError: If the server cannot be reached or refuses, the archive is not the expected one, or the disk is full.
     """
     folder = pathlib.Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -51,7 +81,7 @@ def download(url: str, folder: os.PathLike, sha256: str, stall_seconds: float = 
         _check(url, part, sha256)
         shutil.rmtree(unpacking, ignore_errors=True)
         _unpack(url, part, unpacking, bar)
-        if folder.is_dir():  # an empty one, which a rename would not replace everywhere
+        if folder.is_dir():  # It is empty; not every system replaces it in a rename.
             folder.rmdir()
         unpacking.rename(folder)
         part.unlink()
@@ -69,7 +99,7 @@ def _fetch(url: str, part: pathlib.Path, stall_seconds: float, attempts: int, ba
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DataError(f"Expected an archive at {url}, found: {error.code} {error.reason}.") from error
+                raise DataError(f"Expected a file at {url}, found: {error.code} {error.reason}.") from error
             problem = f"{error.code} {error.reason}"
         except (urllib.error.URLError, socket.timeout, ConnectionError, http.client.HTTPException) as error:
             problem = f"{getattr(error, 'reason', None) or error or type(error).__name__}"
@@ -78,23 +108,23 @@ def _fetch(url: str, part: pathlib.Path, stall_seconds: float, attempts: int, ba
         if failed >= attempts:
             raise DataError(
                 f"Expected to fetch {url}, but {failed} attempts in a row failed after {fetched:,} bytes: {problem}. Run the "
-                "same command again when there is a network: it goes on where it stopped."
+                "same command again when there is a network. It resumes where it stopped."
             )
         time.sleep(min(2.0**failed - 1, 10.0))
 
 
 def _fetch_rest(url: str, part: pathlib.Path, stall_seconds: float, bar: rich_progress.Progress, task) -> bool:
-    """Appends to `part` what the server has beyond it; returns whether that is all."""
+    """Appends the rest of the archive to `part`. Returns whether the archive is complete."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing beyond: all is there, or the file is another one, which the checksum tells
+        if error.code == 416 and have:  # Nothing is left: the part is complete, or the checksum will show another file.
             return True
         raise
     with response:
-        if response.status != 206:  # the server does not resume: from the start
+        if response.status != 206:  # The server does not resume, so it sends everything.
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -117,8 +147,8 @@ def _check(url: str, part: pathlib.Path, sha256: str) -> None:
     if digest.hexdigest() != sha256:
         part.unlink()
         raise DataError(
-            f"Expected an archive with SHA-256 {sha256} at {url}, found {digest.hexdigest()}. What was fetched has been "
-            "removed; try again, and if that does not help the archive has changed."
+            f"Expected a file with SHA-256 {sha256} at {url}, found {digest.hexdigest()}. The download was removed. Try "
+            "again. If that does not help, the file has changed."
         )
 
 
@@ -132,10 +162,10 @@ def _unpack(url: str, archive: pathlib.Path, folder: pathlib.Path, bar: rich_pro
                     raise DataError(f"Expected an archive that stays in its folder, found {member.name} in {url}.")
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
-                elif member.isfile():  # links and devices have no place in data
+                elif member.isfile():  # Links and devices have no place in data.
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source = tar.extractfile(member)
-                    assert source is not None  # It is only for what is no file.
+                    assert source is not None  # It is `None` only for members that are no files.
                     with source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file)
                 bar.update(task, completed=raw.tell())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from typing import Any, Callable, Optional
@@ -21,14 +22,17 @@ class FederatedDataset:
 
     Attributes:
       name: What the data is, in a few words; stands in the terminal, in settings and in every figure's title.
-      client_ids: The clients that have training examples.
-      client_dataset: From a client's id, a string tensor, and a seed, an int64 tensor, to the client's training batches
+      client_ids: The clients that have training examples, different strings of any characters.
+      client_dataset: From a client's id, a string tensor in UTF-8, and a seed, an int64 tensor, to the client's training batches
         of `(inputs, labels)` in one round, shuffled by the seed. Made of TensorFlow operations only, since the worker
         runs it: what travels to the worker is the id and the seed, not the data.
       test: Batches of `(inputs, labels)` of the held-out examples, always in the same order.
       notes: Sentences that a user should read before trusting a result on this data.
       write_client: Writes a client's files, by its id, to a folder that the task reads as its data: for data that is not examples
         which each client shuffles whole. `None` for data that is.
+
+    Raises:
+      DataError: If there is no client, or its id can't be one.
     """
 
     name: str
@@ -37,6 +41,17 @@ class FederatedDataset:
     test: tf.data.Dataset
     notes: tuple[str, ...] = ()
     write_client: Optional[Callable[[str, pathlib.Path], None]] = None
+
+    def __post_init__(self) -> None:
+        if not self.client_ids:
+            raise DataError(f"Expected clients in {self.name}, found none.")
+        if twice := [client for client, count in collections.Counter(self.client_ids).items() if count > 1]:
+            raise DataError(f"Expected different ids of the clients in {self.name}, found {twice[0]!r} twice.")
+        for client in self.client_ids:
+            try:
+                client.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise DataError(f"Expected ids of clients in {self.name} to be strings in UTF-8, found {client!r}.") from error
 
     @property
     def element_spec(self) -> Any:

@@ -10,13 +10,13 @@ import pathlib
 import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
 _SET_PDEATHSIG = 1  # linux/prctl.h
 _END_SECONDS = 10.0
-_libc = ctypes.CDLL(None)
 
 
 @contextlib.contextmanager
@@ -27,22 +27,15 @@ def running(
 
     Call it in the main thread: the kernel ends the command with the thread that started it.
     """
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        _libc.prctl(_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:
-            os._exit(1)
-
-    with open(log, "ab") if log else contextlib.nullcontext() as output:
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(log, "ab")) if log else None
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if log else None,
             env=environment,
             start_new_session=True,  # A Ctrl-C in the terminal is for this process, which then ends the child.
-            preexec_fn=die_with_parent,
         )
     try:
         yield child
@@ -85,3 +78,15 @@ def import_quietly(module: str) -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _become(parent: int, command: Sequence[str]) -> None:
+    """Becomes `command`, which the kernel asks to terminate when its parent ends, also when that is killed."""
+    ctypes.CDLL(None).prctl(_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # It ended in between.
+        sys.exit(1)
+    os.execvp(command[0], list(command))
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), sys.argv[2:])

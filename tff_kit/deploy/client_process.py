@@ -29,10 +29,9 @@ def main() -> None:
     arguments = parser.parse_args()
     end_with(arguments.watch)
     import_quietly("tensorflow")
-    from tff_kit.deploy.node import Node
-    from tff_kit.tasks import find_task
+    from tff_kit.deploy.node import Node, find_federated_task
 
-    node = Node(find_task(arguments.task), arguments.data, arguments.client)
+    node = Node(find_federated_task(arguments.task), arguments.data, arguments.client)
     channel.answer_all(arguments.socket, node.answer)
 
 

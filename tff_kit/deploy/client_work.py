@@ -29,8 +29,8 @@ class Update:
     Attributes:
       values: Received minus trained weights, float32, one a trainable variable; all zero where one of them is not finite.
       weight: What the client counts in the mean: its examples, or 1; 0 where its update is not finite.
-      measured: The unfinished metrics: variables of the task's metrics, of the mean loss, then examples and batches; all zero where
-        the update is not finite.
+      measured: The unfinished metrics: variables of the task's metrics, of the mean loss, then examples and batches. All are zero
+        where the update is not finite.
     """
 
     values: list[tf.Tensor]
@@ -78,7 +78,7 @@ class ClientWork:
             values = [tf.zeros_like(x) for x in values]
             for metric in self.metrics:
                 metric.reset_state()
-        counts = [np.int64(examples if finite else 0), np.int64(number if finite else 0)]
+        counts = [np.asarray(examples if finite else 0, np.int64), np.asarray(number if finite else 0, np.int64)]
         weight = float(examples) if self._experiment.weighted else 1.0
         measured = [x.numpy() for metric in self.metrics for x in metric.variables]
         return Update(values, weight if finite else 0.0, [*measured, *counts])

@@ -22,7 +22,7 @@ import tyro
 from tff_kit.deploy import children, client_process, relay
 from tff_kit.deploy import credentials as credential_files
 from tff_kit.errors import UserError
-from tff_kit.tasks import TASKS, find_task
+from tff_kit.tasks import TASKS
 
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0  # Between looks whether a run goes on.
@@ -117,16 +117,15 @@ def partition(task: str, arguments: Sequence[str]) -> Callable:
         """
         from tff_kit.deploy.partition import write_all
 
-        data = dataclasses.replace(training, local_epochs=1).load_data()
+        experiment: Any = training
+        data = dataclasses.replace(experiment, local_epochs=1).load_data()
         for folder in write_all(data, only or data.client_ids, out):
             print(folder)
 
     return run
 
 
-def credential(
-    folder: tyro.conf.Positional[pathlib.Path], hosts: tuple[str, ...] = (), nodes: tuple[str, ...] = ()
-) -> None:
+def credential(folder: tyro.conf.Positional[pathlib.Path], hosts: tuple[str, ...] = (), nodes: tuple[str, ...] = ()) -> None:
     """Makes credentials: FOLDER/server for the server, once, and FOLDER/ID for each node. Run again, it adds nodes.
 
     Args:
@@ -150,9 +149,11 @@ class _Order:
     overwrite: bool = False
 
     def write(self, path: pathlib.Path) -> None:
+        from tff_kit.training import settings
+
         logdir = str(self.logdir.resolve()) if self.logdir else None
         fields = {
-            "settings": dataclasses.asdict(self.experiment),
+            "settings": settings.as_plain(self.experiment),
             "attendance": dataclasses.asdict(self.attendance),
             "logdir": logdir,
             "resume": self.resume,
@@ -204,11 +205,13 @@ def _train(order: _Order, link: Any, output: Any, wire: Optional[pathlib.Path]) 
 
 def _read_order(task: str, path: pathlib.Path) -> _Order:
     from tff_kit.deploy.rounds import Attendance
+    from tff_kit.training import settings
 
     fields = json.loads(path.read_text())
     logdir = pathlib.Path(fields["logdir"]) if fields["logdir"] else None
     attendance = Attendance(**fields["attendance"])
-    return _Order(_federated(task)(**fields["settings"]), attendance, logdir, fields["resume"], fields["overwrite"])
+    experiment = settings.from_plain(_federated(task), fields["settings"])
+    return _Order(experiment, attendance, logdir, fields["resume"], fields["overwrite"])
 
 
 def _parse_order(task: str, arguments: Sequence[str]) -> _Order:
@@ -238,7 +241,8 @@ def _serve(order: _Order, address: str, credential: Optional[credential_files.Se
     check_deployable(order.experiment)
     host, port = _parse_address(address)
     experiment = order.experiment
-    logdir = runs.default_path(order.logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
+    names = experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"
+    logdir = runs.run_path(order.logdir, order.resume, *names)
     order = dataclasses.replace(order, logdir=logdir)
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
@@ -265,7 +269,9 @@ def _run_until_done(superlink: Any, folder: pathlib.Path, order: _Order) -> str:
         failures = failures + 1 if rounds_done == reached else 0
         reached = rounds_done
         if failures == _RESTARTS:
-            return f"Expected Flower's SuperLink to stay, found that it ended again and again; its log ends: {_tail(superlink.log)}"
+            return (
+                f"Expected Flower's SuperLink to stay, found that it ended again and again; its log ends: {_tail(superlink.log)}"
+            )
         print("Note: Flower's SuperLink or its server app ended; both are started again, and the run goes on.")
         order = dataclasses.replace(order, resume=True, overwrite=False)
 
@@ -347,12 +353,9 @@ class _ClientProcess:
 def _federated(task: str) -> Any:
     """Returns the settings class of a task, an `Experiment`; imports TensorFlow."""
     children.import_quietly("tensorflow")
-    from tff_kit.experiment import Experiment, SettingsError
+    from tff_kit.deploy.node import find_federated_task
 
-    found = find_task(task) if task in TASKS else None
-    if found is None or not issubclass(found, Experiment):
-        raise SettingsError(f"Expected a task that clients train together, one of {', '.join(TASKS)}; found {task!r}.")
-    return found
+    return find_federated_task(task)
 
 
 def _server_credential(folder: Optional[pathlib.Path], host: str, insecure: bool) -> Optional[credential_files.ServerCredential]:

@@ -35,7 +35,9 @@ from tff_kit.errors import UserError
 APP = pathlib.Path(__file__).parent / "app"
 """The folder for `flwr run`."""
 
-FOREIGN_APP = "Expected the app of this tff_kit, found that the server sends another, which this node does not run. Both need one tff_kit."
+FOREIGN_APP = (
+    "Expected the app of this tff_kit, found that the server sends another, which this node does not run. Both need one tff_kit."
+)
 FOREIGN_APP_CODE = 3
 """What a SuperNode says and ends with where a server sends an app of its own."""
 
@@ -228,7 +230,17 @@ def supernode(
       socket: Of the client's process.
       port: A free one on loopback, for Flower's own use.
     """
-    command = [sys.executable, "-m", "tff_kit.deploy.supernode", "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "tff_kit.deploy.supernode",
+        "--superlink",
+        address,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--node-config", f'socket="{socket}"']
     if credential:
         command += ["--root-certificates", str(credential.certificate), "--auth-supernode-private-key", str(credential.key)]
@@ -241,8 +253,8 @@ def supernode(
 def run_supernode() -> None:
     """Runs Flower's SuperNode with this process's arguments, for servers whose app is the installed one and no other.
 
-    An app is code that a server sends and a node runs. Flower can verify its author only for apps of its hub. Here a node takes the
-    app of its own `app` folder, which holds no code, and ends where a server sends another.
+    An app is code that a server sends and a node runs. Flower can verify its author only for apps of its hub. Here a node
+    compares it with its own `app` folder, which holds no code, and ends where a server sends another.
     """
     own = hashlib.sha256(build_fab_from_disk(APP)).hexdigest()
     read_config = start_client_internal.get_fused_config_from_fab

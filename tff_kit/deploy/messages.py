@@ -28,6 +28,7 @@ import tensorflow as tf
 from tff_kit.deploy.optimizers import Optimizer
 from tff_kit.encoders.message import Layout
 from tff_kit.experiment import Experiment
+from tff_kit.training import settings
 
 FORMAT = 1
 """Of these messages. Both sides need the same."""
@@ -139,7 +140,9 @@ def unpack(data: bytes) -> Message:
     try:
         return _READERS[kind](body)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MessageError(f"Expected a whole message of kind {kind}, found {len(data):,} bytes that are none: {error}.") from None
+        raise MessageError(
+            f"Expected a whole message of kind {kind}, found {len(data):,} bytes that are none: {error}."
+        ) from None
 
 
 def _read_settings(body: memoryview) -> Settings:
@@ -222,4 +225,4 @@ def weights_digest(weights: Sequence[np.ndarray]) -> str:
 def settings_of(experiment: Experiment, initial: Sequence[np.ndarray]) -> Settings:
     """Returns what the nodes of `experiment` are told; `initial` are the server's initial weights."""
     digest = weights_digest(initial) if experiment.broadcast_change else ""
-    return Settings(experiment.task, dataclasses.asdict(experiment), digest)
+    return Settings(experiment.task, settings.as_plain(experiment), digest)

@@ -22,6 +22,8 @@ from tff_kit.deploy.optimizers import build_client_optimizer
 from tff_kit.encoders import PayloadError
 from tff_kit.errors import UserError
 from tff_kit.experiment import Experiment, SettingsError
+from tff_kit.tasks import TASKS, find_task
+from tff_kit.training import settings
 
 _FAULTS = (UserError, PayloadError, messages.MessageError, tf.errors.OpError, OSError)
 
@@ -70,8 +72,8 @@ class Node:
         if message.task != self._task.task:
             raise SettingsError(f"Expected the task {self._task.task}, found a server that trains {message.task}.")
         try:
-            return self._task(**{**message.settings, "data": self._where})
-        except TypeError as error:
+            return settings.from_plain(self._task, {**message.settings, "data": self._where})
+        except (KeyError, TypeError, ValueError) as error:
             raise SettingsError(
                 f"Expected the settings of {self._task.task}, found others: {error}. Both sides need the same tff_kit."
             ) from error
@@ -92,6 +94,14 @@ class Node:
             f"Expected {asked} in {data.name}, found {len(data.client_ids)} clients: {', '.join(data.client_ids[:5])} and so on. "
             "Name one by --client."
         )
+
+
+def find_federated_task(name: str) -> type[Experiment]:
+    """Returns the settings class of a task that clients train together; raises `SettingsError` for another name."""
+    found = find_task(name) if name in TASKS else None
+    if found is None or not issubclass(found, Experiment):
+        raise SettingsError(f"Expected a task that clients train together, one of {', '.join(TASKS)}; found {name!r}.")
+    return found
 
 
 class _Session:

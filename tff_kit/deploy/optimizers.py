@@ -40,8 +40,7 @@ class Optimizer:
 
 def build_client_optimizer(experiment: Experiment) -> Optimizer:
     """Returns what the experiment's clients train with, without the proximal term."""
-    build = {"sgd": build_sgd, "adam": build_adam}[experiment.client_optimizer]
-    return build(experiment.client_lr)
+    return build_adam(experiment.client_lr) if experiment.client_optimizer == "adam" else build_sgd(experiment.client_lr)
 
 
 def build_server_optimizer(experiment: Experiment) -> Optimizer:

@@ -66,7 +66,8 @@ def load(folder: pathlib.Path, batch_size: int, local_epochs: int) -> FederatedD
         raise DataError(f"Expected a client's data in {folder}, found it damaged: {error}. Copy the folder again.") from error
 
     def client_dataset(_: Any, seed: tf.Tensor) -> tf.data.Dataset:
-        return _shuffled(tf.data.Dataset.from_tensor_slices((inputs, labels)), len(labels), seed).repeat(local_epochs).batch(batch_size)
+        shuffled = _shuffled(tf.data.Dataset.from_tensor_slices((inputs, labels)), len(labels), seed)
+        return shuffled.repeat(local_epochs).batch(batch_size)
 
     nobody = tf.data.Dataset.from_tensor_slices((inputs[:0], labels[:0])).batch(batch_size)
     return FederatedDataset(name, (client,), client_dataset, nobody)
@@ -101,7 +102,14 @@ def _check_same_batches(data: FederatedDataset, client: str, inputs: np.ndarray,
 
 
 def write_all(data: FederatedDataset, clients: Sequence[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes each client to a folder of its id in `folder`, and returns these."""
+    """Writes each client to a folder of its id in `folder`, and returns these.
+
+    Raises:
+      DataError: As `write`, and if an id can't be a folder's name.
+    """
+    for client in clients:
+        if client != pathlib.Path(client).name:
+            raise DataError(f"Expected ids of clients that can be a folder's name, found {client!r}.")
     places = [folder / client for client in clients]
     for client, place in zip(clients, places):
         write(data, client, place)

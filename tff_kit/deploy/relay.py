@@ -34,12 +34,12 @@ class Relay:
         self._totals = [0, 0]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._server: Optional[asyncio.AbstractServer] = None
+        self._server: Optional[asyncio.base_events.Server] = None
 
     def __enter__(self) -> Relay:
         self._thread.start()
-        self._server = self._in_loop(asyncio.start_server(self._carry, self._host, self.port, limit=_CHUNK))
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = server = self._in_loop(asyncio.start_server(self._carry, self._host, self.port, limit=_CHUNK))
+        self.port = server.sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *exception) -> None:
@@ -57,9 +57,7 @@ class Relay:
         except OSError:  # The SuperLink is starting, or being started again; the node tries again too.
             writer.close()
             return
-        await asyncio.gather(
-            self._pump(reader, there_writer, 1), self._pump(there_reader, writer, 0), return_exceptions=True
-        )
+        await asyncio.gather(self._pump(reader, there_writer, 1), self._pump(there_reader, writer, 0), return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: int) -> None:
         try:

@@ -87,8 +87,8 @@ def train(
     check_deployable(experiment)
     console = console or Console()
     data = experiment.load_data()
-    path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run:
+    path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
+    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance))
         console.print(
             f"Training {experiment.task}, {experiment.clients} clients a round, broadcast {experiment.broadcast}, mean "
@@ -319,9 +319,7 @@ class _Training:
             self._note(f"Round {round_num}: client {self._population.client_of(node)} is late, and does not count.")
         return answers
 
-    def _hear(
-        self, round_num: int, node: int, answer: messages.Message, requests: dict[int, bytes], answers: _Answers
-    ) -> bool:
+    def _hear(self, round_num: int, node: int, answer: messages.Message, requests: dict[int, bytes], answers: _Answers) -> bool:
         """Takes in an answer; returns whether it is a client's last one of the round."""
         client = self._population.client_of(node)
         if isinstance(answer, messages.Unknown):

@@ -1,17 +1,20 @@
-"""Embeddings on disk: what the frozen encoder made of every clip, once, for clients to train on in every round.
+"""A store of embeddings on disk. The frozen encoder makes them once for each clip, and clients train on them in every round.
 
 A store is a folder:
 
-    store.json                    what it is of, and which files it has: the fields of `Store`
-    clients/<id>.labels           one byte a clip
-    clients/<id>/000000, ...      the embeddings of one clip a file, numbered in the labels' order
+    store.json                    the description: the fields of `Store`
+    clients/<id>.labels           one byte for each clip
+    clients/<id>/000000, ...      one file for each clip's embeddings, numbered in the labels' order
     validation.labels, ...        the same for the held-out speakers
     test.labels, ...
 
-A worker reads the clips that it trains on, in the order in which it draws them, and no others, by TensorFlow's own
-operations; its memory holds a few batches however large the store is. That is why a clip is a file: no such operation reads
-from the middle of one (`FixedLengthRecordDataset` reads through the header that it skips, which for a client of 160 clips made
-a clip cost eight times as much). A file is
+A worker reads only the clips that it trains on, in the order in which it draws them, with TensorFlow's own operations. Its
+memory holds a few batches, however large the store is. Each clip has a file of its own because no TensorFlow operation reads
+from the middle of a
+file: `FixedLengthRecordDataset` reads through the header that it skips, so a clip of a client with 160 clips cost eight times
+  as much.
+
+A file contains
 
     float16   positions x width float16
     int8      positions float16 steps, then positions x width int8: value = step of its position x int8
@@ -34,31 +37,32 @@ from tff_kit.datasets.federated import DataError
 
 VERSION = 1
 DTYPES = ("float16", "int8")
-DIGITS = 6  # of a clip's number in its file's name
+DIGITS = 6
+"""The number of digits of a clip's number in its file's name."""
 _DESCRIPTION = "store.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """What a store is of.
+    """The description of a store.
 
     Attributes:
-      folder: Where it is.
-      name: What the data is, in a few words.
+      folder: The store's folder.
+      name: The data, in a few words.
       model: The hub id or folder name of the encoder.
-      weights_sha256: Of the encoder's weights.
-      window: The sound that the encoder was given, as the encoder calls it, such as "30s".
-      positions: Embeddings a clip.
-      width: Of an embedding.
+      weights_sha256: SHA-256 of the encoder's weights.
+      window: The sound that the encoder was given, by the encoder's name for it, such as "30s".
+      positions: Number of embeddings a clip.
+      width: Number of elements of an embedding.
       dtype: "float16" or "int8".
-      speakers_per_client: How many speakers a client has.
-      clips_sha256: Of all clips' names, crops, labels and alterations in order: equal for equal data.
-      clips: The number of clips in each folder of them, in the order in which they are written.
-      copies: Altered copies of each training clip among them.
+      speakers_per_client: Number of speakers of a client.
+      clips_sha256: SHA-256 of all clips' names, crops, labels and alterations in order. It is equal for equal data.
+      clips: The number of clips in each folder, in the order in which the folders are written.
+      copies: Number of altered copies of each training clip.
       notes: Sentences that a user should read before trusting a result on this data.
-      relative_error: What storing costs: the norm of (stored - computed) divided by that of computed, over up to 64 clips
-        read back from the finished store; `None` while it is not finished.
-      version: Of this layout.
+      relative_error: The error of storing: the norm of (stored - computed) divided by the norm of computed, over up to 64 clips
+        that were read back from the finished store. `None` while the store is not finished.
+      version: The version of this layout.
     """
 
     folder: pathlib.Path
@@ -79,17 +83,17 @@ class Store:
 
     @property
     def record_bytes(self) -> int:
-        """The size of one clip's file."""
+        """The size of one clip's file, in bytes."""
         return record_bytes(self.positions, self.width, self.dtype)
 
     @property
     def num_clips(self) -> int:
-        """How many clips there are in all folders."""
+        """The number of clips in all folders."""
         return sum(self.clips.values())
 
     @property
     def client_ids(self) -> tuple[str, ...]:
-        """All clients, also those with too few clips to train."""
+        """All clients, including those with too few clips to train."""
         return tuple(name.split("/")[1] for name in self.clips if name.startswith("clients/"))
 
     def labels(self, name: str) -> np.ndarray:
@@ -103,28 +107,28 @@ class Store:
 
 
 def record_bytes(positions: int, width: int, dtype: str) -> int:
-    """Returns the bytes that one clip takes."""
+    """Returns the size of one clip's file, in bytes."""
     check_dtype(dtype)
     return positions * width * 2 if dtype == "float16" else positions * (2 + width)
 
 
 def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256: Optional[str] = None) -> Store:
-    """Returns what the finished store in `folder` is of.
+    """Returns the description of the finished store in `folder`.
 
     Args:
-      folder: Where the store is.
+      folder: The store's folder.
       window: The window that the store must have been made with; `None` for any.
-      weights_sha256: The encoder that the store must have been made with; `None` for any.
+      weights_sha256: SHA-256 of the encoder that the store must have been made with; `None` for any.
 
     Raises:
-      DataError: If there is no store, it is not finished or has been changed, or is of another encoder or window.
+      DataError: If there is no store, the store is unfinished or was changed, or it was made with another encoder or window.
     """
     store = read_description(pathlib.Path(folder))
     if store is None:
         raise DataError(
-            f"Expected a store of embeddings in {folder}, found none. Make it of a folder of Speech Commands with make "
-            "embeddings SPEECH=FOLDER STORE=FOLDER (python -m tff_kit embed), or try everything on synthetic embeddings with "
-            "STORE=demo (--data demo)."
+            f"Expected a store of embeddings in {folder}, found none. Make one from a folder of Speech Commands with make "
+            "embeddings SPEECH=FOLDER STORE=FOLDER (python -m tff_kit embed), or use synthetic embeddings with STORE=demo "
+            "(--data demo)."
         )
     for name, count in store.clips.items():
         _check_size(store, pathlib.Path(f"{name}.labels"), count)
@@ -132,7 +136,7 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
     if store.relative_error is None:
         raise DataError(
             f"Expected a finished store in {folder}, found {done:,} of {store.num_clips:,} clips in it. Run the same embed "
-            "command again: it goes on where it stopped."
+            "command again. It resumes where it stopped."
         )
     if done < store.num_clips:
         path = clip_files(store)[done].relative_to(store.folder)
@@ -140,12 +144,12 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
     if window is not None and window != store.window:
         raise DataError(
             f"Expected a store of the {window} window, found {folder} with the {store.window} window, {store.positions} "
-            "positions. Choose the store that fits, or make one."
+            "positions. Choose a store that fits, or make one."
         )
     if weights_sha256 is not None and weights_sha256 != store.weights_sha256:
         raise DataError(
             f"Expected a store made by the encoder with weights {weights_sha256[:12]}, found {folder} made by {store.model} with "
-            f"weights {store.weights_sha256[:12]}. A head only fits the encoder it was trained on."
+            f"weights {store.weights_sha256[:12]}. A head fits only the encoder that it was trained on."
         )
     return store
 
@@ -161,12 +165,12 @@ def write_client(store: Store, client: str, folder: pathlib.Path) -> None:
 
 
 def clip_files(store: Store) -> list[pathlib.Path]:
-    """Returns the file of each clip in the order in which they are written."""
+    """Returns the file of each clip, in the order in which the files are written."""
     return [store.folder / name / f"{number:0{DIGITS}d}" for name, count in store.clips.items() for number in range(count)]
 
 
 def count_done(store: Store) -> int:
-    """Returns how many clips are whole, counted up to the first that is not."""
+    """Returns the number of complete clips before the first incomplete one."""
     done = 0
     for name, count in store.clips.items():
         folder = store.folder / name
@@ -179,7 +183,7 @@ def count_done(store: Store) -> int:
 
 
 def decode(store: Store, raw: tf.Tensor) -> tf.Tensor:
-    """Turns clips' files, string [n], into embeddings, float32 [n, positions, width], by operations that a worker has."""
+    """Decodes clips' files, string [n], to embeddings, float32 [n, positions, width], with TensorFlow's operations only."""
     shape = [-1, store.positions, store.width]
     if store.dtype == "float16":
         return tf.reshape(tf.cast(tf.io.decode_raw(raw, tf.float16), tf.float32), shape)
@@ -189,9 +193,13 @@ def decode(store: Store, raw: tf.Tensor) -> tf.Tensor:
 
 
 def encode(embeddings: np.ndarray, dtype: str) -> np.ndarray:
-    """Returns the records of a batch, uint8 [batch, record_bytes]."""
+    """Encodes a batch of embeddings, float32 [batch, positions, width], as records, uint8 [batch, record_bytes].
+
+    Raises:
+      DataError: If an element is not finite or too large for float16.
+    """
     largest = np.abs(embeddings).max(axis=-1, keepdims=True)
-    if not largest.max() < np.finfo(np.float16).max:  # also when it is not a number
+    if not largest.max() < np.finfo(np.float16).max:  # This also catches NaN.
         raise DataError(f"Expected embeddings that float16 can hold, found a largest element of {largest.max()}.")
     if dtype == "float16":
         return embeddings.astype("<f2").reshape(len(embeddings), -1).view(np.uint8)
@@ -202,7 +210,7 @@ def encode(embeddings: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def write_description(store: Store) -> None:
-    """Writes `store.json`, all of it or nothing."""
+    """Writes `store.json` completely or not at all."""
     fields = {f.name: getattr(store, f.name) for f in dataclasses.fields(store) if f.name != "folder"}
     new = store.folder / f"{_DESCRIPTION}.new"
     with open(new, "w") as file:
@@ -214,7 +222,11 @@ def write_description(store: Store) -> None:
 
 
 def read_description(folder: pathlib.Path) -> Optional[Store]:
-    """Returns what `store.json` says, `None` without one; raises `DataError` if it is not of this version, or damaged."""
+    """Returns the store that `store.json` in `folder` describes, or `None` if there is no such file.
+
+    Raises:
+      DataError: If the file is damaged or of another version.
+    """
     path = folder / _DESCRIPTION
     if not path.is_file():
         return None
@@ -228,21 +240,21 @@ def read_description(folder: pathlib.Path) -> Optional[Store]:
             return store
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"Expected the description of a store in {path}, found something else: {error!r}. Make the store anew."
+            f"Expected the description of a store in {path}, found something else: {error!r}. Make the store again."
         ) from error
-    raise DataError(f"Expected a store of version {VERSION} in {folder}, found version {version}. Make it anew.")
+    raise DataError(f"Expected a store of version {VERSION} in {folder}, found version {version}. Make the store again.")
 
 
 def _check_size(store: Store, name: os.PathLike, expected: int) -> None:
     found = _size(store.folder / name)
     if found != expected:
         raise DataError(
-            f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed; make it anew."
+            f"Expected {expected:,} bytes in {store.folder / name}, found {found:,}. The store was changed. Make it again."
         )
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises `ValueError` for a dtype that no store has."""
+    """Raises `ValueError` if `dtype` is not in `DTYPES`."""
     if dtype not in DTYPES:
         raise ValueError(f"Expected a dtype of {' or '.join(DTYPES)}, found {dtype!r}.")
 

@@ -1,6 +1,6 @@
-"""Writing a store of embeddings, in a fixed order and in batches of a fixed size.
+"""Writes a store of embeddings in a fixed order and in batches of a fixed size.
 
-The files tell how far the work came, so a run that was killed goes on from the last whole batch and ends with the same bytes.
+The files show how far the work came. So a run that was killed resumes after the last complete batch and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def write(
     batch_size: int,
     show_progress: bool,
 ) -> stores.Store:
-    """Writes a store. A run that was stopped goes on; a finished store is left as it is.
+    """Writes a store. An interrupted run resumes, and a finished store stays as it is.
 
     Args:
-      store: What to write, and where.
+      store: The description of the store, with its folder.
       labels: The labels of each folder of clips, uint8 [clips].
-      embeddings: From the numbers of at most `batch_size` clips, counted through all folders, to their embeddings, float32
+      embeddings: Maps the numbers of at most `batch_size` clips, counted through all folders, to their embeddings, float32
         [clips, positions, width].
-      batch_size: Clips that are embedded together.
+      batch_size: Number of clips that are embedded together.
       show_progress: Whether to show a bar, clips per second and the time left on the terminal.
 
     Returns:
       The finished store.
 
     Raises:
-      DataError: If there is another store in the folder, another process is writing to it, the disk is full, or what was
-        written does not read back.
+      DataError: If another store is in the folder, another process writes to it, the disk is full, or the written clips do not
+        read back.
     """
     stores.check_dtype(store.dtype)
     with disk.writing(store.folder):
@@ -75,14 +75,14 @@ def write(
                     for number, record in zip(batch, stores.encode(embeddings(batch), store.dtype)):
                         files[number].write_bytes(record.tobytes())
                     bar.update(task, completed=batch.stop)
-            os.sync()  # what is called finished shall be on the disk
+            os.sync()  # A finished store must be on the disk.
             finished = dataclasses.replace(store, relative_error=_relative_error(store, embeddings, batch_size))
             stores.write_description(finished)
     return finished
 
 
 def _relative_error(store: stores.Store, embeddings: Callable[[Sequence[int]], np.ndarray], batch_size: int) -> float:
-    """Reads clips from all over the store and compares them with what is computed anew."""
+    """Reads clips from all parts of the store and compares them with newly computed embeddings."""
     error = norm = 0.0
     files = stores.clip_files(store)
     numbers = sorted({int(i) for i in np.linspace(0, len(files) - 1, _ERROR_CLIPS)})
@@ -92,10 +92,10 @@ def _relative_error(store: stores.Store, embeddings: Callable[[Sequence[int]], n
         error += np.square(stored - computed).sum(dtype=np.float64)
         norm += np.square(computed).sum(dtype=np.float64)
     found = math.sqrt(error / norm)
-    if not found < 0.1:  # int8 makes a few percent; more than that are other clips
+    if not found < 0.1:  # int8 has an error of a few percent. A larger error means other clips.
         raise DataError(
-            f"Expected the store in {store.folder} to hold what the encoder makes, found a relative error of {found:.3f}. It was "
-            "changed while it was written; remove it and start again."
+            f"Expected the store in {store.folder} to hold the encoder's embeddings, found a relative error of {found:.3f}. The "
+            "store was changed while it was written. Remove it and start again."
         )
     return float(f"{found:.3g}")
 
@@ -107,7 +107,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"Expected to be alone in writing to {folder}, found another process at it. Wait for it to end."
+                f"Expected no other process to write to {folder}, found another process. Wait for it to end."
             ) from error
         yield
 
@@ -121,13 +121,13 @@ def _check_same(found: stores.Store, expected: stores.Store) -> None:
     ]
     if different:
         raise DataError(
-            f"Expected to go on with the store in {expected.folder}, found another one. {'; '.join(different)}. "
+            f"Expected to resume the store in {expected.folder}, found a different one. {'; '.join(different)}. "
             "Choose another folder."
         )
 
 
 def _check_empty(store: stores.Store) -> None:
-    # Labels and a lock are what a run leaves that was killed before it had a description.
+    # A run that was killed before it wrote a description leaves labels and a lock.
     strange = [p for p in store.folder.rglob("*") if p.is_file() and p.suffix not in (".labels", ".new") and p.name != ".lock"]
     if strange:
         raise DataError(f"Expected an empty folder for a new store, found {strange[0]}. Choose another folder.")

@@ -8,11 +8,12 @@ from tff_kit.encoders.message import PayloadError
 from tff_kit.encoders.packing import BitpackingStage
 from tff_kit.encoders.quantization import StepQuantizationStage, UniformQuantizationStage
 from tff_kit.encoders.rate_control import RateControlStage
+from tff_kit.encoders.registry import add_stage
 from tff_kit.encoders.rice import RiceCodingStage
 from tff_kit.encoders.rotation import RotationStage
 from tff_kit.encoders.size import payload_bits
 from tff_kit.encoders.sparsification import RandomKStage, TopKStage
-from tff_kit.encoders.spec import THRESHOLD, SpecError, add_stage, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
+from tff_kit.encoders.spec import THRESHOLD, Spec, SpecError, build_broadcast_encoder_fn, build_mean_encoder_fn, parse_spec
 
 __all__ = [
     "THRESHOLD",
@@ -27,6 +28,7 @@ __all__ = [
     "RateControlStage",
     "RiceCodingStage",
     "RotationStage",
+    "Spec",
     "SpecError",
     "StepQuantizationStage",
     "TopKStage",

@@ -18,14 +18,15 @@ graphs are built once, when a codec is made. Both ends make it of the same specs
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+import re
+from typing import Any, Callable, Union
 
 import tensorflow as tf
 
 from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum
 from tff_kit.encoders.message import Layout, PayloadError
 from tff_kit.encoders.size import payload_bits
-from tff_kit.encoders.spec import THRESHOLD, build_broadcast_encoder_fn, build_mean_encoder_fn
+from tff_kit.encoders.spec import THRESHOLD, Spec, build_broadcast_encoder_fn, build_mean_encoder_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,12 @@ class BroadcastCodec:
     """
 
     def __init__(
-        self, specs: Any, spec: str = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0, error_feedback: bool = False
+        self,
+        specs: Any,
+        spec: Union[str, Spec] = "tensor_encoding:8",
+        threshold: int = THRESHOLD,
+        seed: int = 0,
+        error_feedback: bool = False,
     ):
         self._specs = _plain(specs)
         flat = tf.nest.flatten(self._specs)
@@ -119,7 +125,7 @@ class MeanCodec:
       ValueError: If a shape is not fully known.
     """
 
-    def __init__(self, specs: Any, spec: str = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0):
+    def __init__(self, specs: Any, spec: Union[str, Spec] = "tensor_encoding:8", threshold: int = THRESHOLD, seed: int = 0):
         self._specs = _plain(specs)
         flat = tf.nest.flatten(self._specs)
         self._steps = steps = EncodedSum(flat, build_mean_encoder_fn(spec, threshold, seed))
@@ -221,15 +227,21 @@ def _checked(decode: Callable, layout: Layout, payload: bytes) -> Any:
     try:
         decoded, finite = decode(layout.unpack(payload))
     except tf.errors.OpError as error:
-        reason = (error.message or type(error).__name__).partition("\n")[0]
-        raise PayloadError(f"Expected a {layout.label} that can be decoded, found: {reason}") from None
+        raise PayloadError(f"Expected a {layout.label} that can be decoded, found one that can't: {_reason(error)}") from None
     if not finite:
         raise PayloadError(f"Expected a {layout.label} of finite numbers, found one with NaN or infinity.")
     return decoded
 
 
-def _label(kind: str, spec: Any, threshold: int, specs: list[tf.TensorSpec]) -> str:
-    return f"{kind} of {len(specs)} variables by {spec} beyond {threshold:,} elements"
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns the sentence of a check (`checks.py`), or the first line of what TensorFlow says."""
+    message = error.message or type(error).__name__
+    sentence = re.search(r"assertion failed: \[(.*?)\]", message)
+    return sentence[1] if sentence else message.partition("\n")[0]
+
+
+def _label(kind: str, spec: Union[str, Spec], threshold: int, specs: list[tf.TensorSpec]) -> str:
+    return f"{kind} of {len(specs)} variables by {Spec.parse(spec)} beyond {threshold:,} elements"
 
 
 def _plain(specs: Any) -> Any:

@@ -44,7 +44,7 @@ class EncodedBroadcast:
         """The new state, the payload of all clients, and the measurements; of a flat list of values."""
         encoder_states, lost = state
         if self._error_feedback:
-            values = [x + y for x, y in zip(values, lost)]
+            values = [x + y if x.dtype.is_floating else x for x, y in zip(values, lost)]
         outputs = [e.encode(x, s) for e, x, s in zip(self._encoders, values, encoder_states)]
         encoded = tuple(output[0] for output in outputs)
         decoded = self.decode(encoded)
@@ -52,7 +52,8 @@ class EncodedBroadcast:
             bits_per_client=tf.cast(payload_bits(encoded), tf.float64),
             distortion=_normalised(_squared_error_and_norm(values, decoded)),
         )
-        lost = tuple(x - y for x, y in zip(values, decoded)) if self._error_feedback else ()
+        if self._error_feedback:
+            lost = tuple(x - y if x.dtype.is_floating else y for x, y in zip(values, decoded))
         return (tuple(output[1] for output in outputs), lost), encoded, measurements
 
     def decode(self, encoded):
@@ -181,10 +182,16 @@ def _merge_update(pair: tuple[tf.Tensor, tf.Tensor], mode: te.core.StateAggregat
 
 
 def _squared_error_and_norm(values: list[tf.Tensor], decoded: list[tf.Tensor]) -> tf.Tensor:
+    """Returns [squared error, squared norm] of the floats, float32; what is no float travels as it is."""
+    pairs = [(_wide(x), _wide(y)) for x, y in zip(values, decoded) if x.dtype.is_floating]
     # Half the sum of squares is one operation, which makes no tensor of the squares.
-    error = sum(2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in zip(values, decoded))
-    norm = sum(2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in values)
+    error = sum((2 * tf.nn.l2_loss(tf.cast(x - y, tf.float32)) for x, y in pairs), tf.zeros([]))
+    norm = sum((2 * tf.nn.l2_loss(tf.cast(x, tf.float32)) for x, _ in pairs), tf.zeros([]))
     return tf.stack([error, norm])
+
+
+def _wide(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
 
 
 def _normalised(error_and_norm: tf.Tensor) -> tf.Tensor:

@@ -31,6 +31,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.blocks import from_rows, spoil, static_size, to_rows
+from tff_kit.encoders.checks import checked
 from tff_kit.encoders.rotation import BLOCK, fitting
 from tff_kit.encoders.stage import Stage
 
@@ -116,6 +117,8 @@ class EdenStage(Stage):
         block = fitting(self._block, size)
         fine = self._fine(block)
         codes = tf.cast(encoded_tensors[self.CODES_KEY], tf.int32)
+        fit = tf.reduce_all((codes >= 0) & (codes < 2**self.bits))  # Packed ones are; a coder's may not be.
+        codes = checked(codes, fit, f"Expected codes from 0 to {2**self.bits - 1}, found others.")
         coarse = encoded_tensors.get(self.COARSE_CODES_KEY)
         scales = encoded_tensors[self.SCALES_KEY][:, tf.newaxis]
         rows = -(-size // block)

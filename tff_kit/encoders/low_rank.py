@@ -13,6 +13,7 @@ J. A. Tropp: Finding Structure with Randomness. SIAM Review 53, 2011, arXiv 0909
 from __future__ import annotations
 
 import collections
+import math
 from typing import Optional
 
 import numpy as np
@@ -23,6 +24,7 @@ from tff_kit.encoders.blocks import spoil, static_size
 from tff_kit.encoders.stage import Stage
 
 _ITERATIONS = 2
+_LARGEST_EXPONENT = 10  # Of numbers from 2^-20 to 2^20 a float32 holds the fourth powers that eigenvalues square to.
 _MORE = 4  # Directions that are followed beyond the rank, and then dropped.
 
 
@@ -92,6 +94,8 @@ class LowRankStage(Stage):
 def _factors(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns A [m, rank] and B [n, rank]."""
     n = matrix.shape[1]
+    root_of_unit = _root_of_unit(tf.reduce_max(tf.abs(matrix)))
+    matrix = matrix / root_of_unit / root_of_unit
     start = np.random.default_rng(0).standard_normal([n, min(rank + _MORE, *matrix.shape)])
     right = tf.constant(start, matrix.dtype)
     for _ in range(_ITERATIONS):
@@ -103,4 +107,14 @@ def _factors(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
     rotation = tf.reverse(rotation, [1])[:, :rank]
     singular = tf.sqrt(tf.maximum(tf.reverse(eigenvalues, [0])[:rank], 0))
     root = tf.sqrt(singular)
-    return tf.math.divide_no_nan(tf.matmul(image, rotation), root), tf.matmul(right, rotation) * root
+    left, right = tf.math.divide_no_nan(tf.matmul(image, rotation), root), tf.matmul(right, rotation) * root
+    return left * root_of_unit, right * root_of_unit
+
+
+def _root_of_unit(largest: tf.Tensor) -> tf.Tensor:
+    """Returns 1 for a matrix whose products neither overflow nor vanish, else the root of a unit in which it is such a one.
+
+    It is a power of two, with which a division is exact.
+    """
+    exponent = tf.round(tf.math.log(tf.maximum(largest, largest.dtype.as_numpy_dtype(1e-30))) / math.log(2) / 2)
+    return tf.where(tf.abs(exponent) > _LARGEST_EXPONENT, tf.pow(tf.constant(2, largest.dtype), exponent), 1)

@@ -61,6 +61,10 @@ class Layout:
         arrays = [_array(tensor, spec) for tensor, spec in zip(tf.nest.flatten(tensors), self._specs)]
         sizes = [n for x, spec in zip(arrays, self._specs) for n, known in zip(x.shape, spec.shape) if known is None]
         body = b"".join([*map(_varint, sizes), *(x.tobytes() for x in arrays)])
+        return self.seal(body)
+
+    def seal(self, body: bytes) -> bytes:
+        """Returns the message whose sizes and elements are `body`: the header, and that."""
         return bytes([VERSION]) + self.digest[:4] + zlib.crc32(body).to_bytes(4, "little") + body
 
     def unpack(self, message: bytes) -> Any:

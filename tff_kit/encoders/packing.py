@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import collections
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
+from tff_kit.encoders.checks import checked
 from tff_kit.encoders.stage import CoderStage
 
+PLACES = np.arange(8, dtype=np.uint8)  # Of a byte's bits.
 _GROUP = 8  # Eight numbers of b bits fill b bytes.
 
 
@@ -46,7 +49,10 @@ class BitpackingStage(CoderStage):
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
-        numbers = unpack(encoded_tensors[self.PACKED_KEY], self._bits, tf.reduce_prod(shape))
+        packed, size = encoded_tensors[self.PACKED_KEY], tf.reduce_prod(shape)
+        needed, found = packed_size(self._bits, size), tf.size(packed)
+        packed = checked(packed, tf.equal(found, needed), "Expected {} bytes of packed numbers, found {}.", needed, found)
+        numbers = unpack(packed, self._bits, size)
         dtype = self.dtype(encoded_tensors)
         return tf.reshape(tf.cast(numbers, dtype), shape)
 
@@ -66,6 +72,13 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.reshape(tf.bitcast(words, tf.uint8)[:, :bits], [-1])[: -(-size * bits // 8)]
 
 
+def packed_size(bits: int, size: tf.Tensor) -> tf.Tensor:
+    """Returns how many bytes `pack` makes of `size` numbers."""
+    if bits > 8:
+        return size + packed_size(bits - 8, size)
+    return -(-size * bits // 8)
+
+
 def unpack(packed: tf.Tensor, bits: int, size: tf.Tensor) -> tf.Tensor:
     """Returns the `size` numbers, [size] of int64, or uint8 where they are bytes, that `pack` packed into `packed`."""
     if bits == 8:
@@ -77,6 +90,11 @@ def unpack(packed: tf.Tensor, bits: int, size: tf.Tensor) -> tf.Tensor:
     words = tf.bitcast(tf.pad(groups, [[0, 0], [0, 8 - bits]]), tf.int64)
     numbers = tf.bitwise.right_shift(words[:, tf.newaxis], _int64([i * bits for i in range(_GROUP)]))
     return tf.reshape(numbers & (2**bits - 1), [-1])[:size]
+
+
+def unpack_bits(packed: tf.Tensor) -> tf.Tensor:
+    """Returns the bits of uint8 [k], lowest first: uint8 [8 k], a byte each."""
+    return tf.reshape(tf.bitwise.right_shift(packed[:, tf.newaxis], PLACES) & 1, [-1])
 
 
 def _int64(value) -> tf.Tensor:

@@ -235,7 +235,8 @@ def _dither(like: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     size = tf.size(like)
     draws = tf.random.stateless_uniform([(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
     parts = tf.reshape(tf.bitcast(draws, tf.uint16), [-1])[:size]
-    return tf.reshape((tf.cast(parts, like.dtype) + 0.5) * 2.0**-16, tf.shape(like))
+    places = (tf.cast(parts, tf.float32) + 0.5) * 2.0**-16  # Exact, which they would not be in a narrower dtype.
+    return tf.reshape(tf.cast(places, like.dtype), tf.shape(like))
 
 
 def _root_mean_square(x: tf.Tensor) -> tf.Tensor:

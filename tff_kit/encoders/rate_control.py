@@ -1,12 +1,12 @@
 """A rate instead of a step: the step follows what earlier rounds took.
 
-Of a step in units of the root mean square nobody knows the bits beforehand: they depend on the distribution, and that
-changes as training goes on. Here the bits are given and the step is state, on the server. It begins where normal numbers
-have that entropy, and after each round log2(step) moves by the bits that were too many over those that a normal number loses
-when its step is doubled: one at high rates, fewer below.
+A fixed step's bit rate cannot be known in advance: it depends on the distribution, which changes during training. Here the bits
+are given, and the step is state on the server. The step begins where normal numbers have that entropy. After each round,
+log2(step) moves by the surplus of bits, divided by the bits that a normal number loses when its step doubles. That is one bit at
+high rates, and less below.
 
-The rate is the empirical entropy of the multiples, that which an ideal coder would take without contexts; the mean over the
-clients. The step in use goes down to the clients, and their rates come up: they are counted like everything else.
+The rate is the empirical entropy of the multiples, which an ideal coder without contexts would take, averaged over the clients.
+The step goes down to the clients, and their rates come up. Both are counted like everything else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class RateControlStage(te.core.AdaptiveEncodingStageInterface):
 
     Args:
       bits: An element shall take, 0.01 to 8.
-      price, centroids, unbiased: As of `StepQuantizationStage`.
+      price: See `StepQuantizationStage`.
+      centroids: See `StepQuantizationStage`.
+      unbiased: See `StepQuantizationStage`.
 
     Raises:
       ValueError: If an argument is not as above.

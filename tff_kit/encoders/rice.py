@@ -17,10 +17,13 @@ import math
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
-from tff_kit.encoders.packing import pack, unpack
+from tff_kit.encoders.checks import checked
+from tff_kit.encoders.packing import PLACES, pack, unpack_bits
 from tff_kit.encoders.stage import CoderStage
 
 _LN_PHI = math.log((math.sqrt(5) - 1) / 2)
+_MOST_BITS = 62  # Of a remainder: numbers are below 2^63.
+_MOST_UNARY_BITS = 4  # A number, on average: the best r makes quotients of at most 2.08 on average, and 1 closes each.
 
 
 @te.core.tf_style_encoding_stage
@@ -67,18 +70,40 @@ class RiceCodingStage(CoderStage):
         del decode_params, num_summands
         shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as floats.
         size = tf.reduce_prod(shape)
-        wide = tf.cast(encoded_tensors[self.PARAMETER_KEY], tf.int64)
-        quotients = encoded_tensors[self.QUOTIENTS_KEY]
-        ends = tf.where(unpack(quotients, 1, 8 * tf.size(quotients)) > 0)[:, 0]
-        quotients = ends - tf.concat([tf.fill([tf.minimum(size, 1)], tf.constant(-1, tf.int64)), ends[:-1]], axis=0) - 1
-        count = tf.cast(wide, tf.int32)
-        remainders = tf.reshape(unpack(encoded_tensors[self.REMAINDERS_KEY], 1, size * count), [size, count])
-        remainders = tf.reduce_sum(tf.bitwise.left_shift(remainders, tf.range(wide)), axis=1)
-        numbers = tf.bitwise.left_shift(quotients, wide) + remainders
+        parameter = tf.cast(encoded_tensors[self.PARAMETER_KEY], tf.int32)
+        parameter = checked(
+            parameter, parameter <= _MOST_BITS, f"Expected remainders of at most {_MOST_BITS} bits, found {{}}.", parameter
+        )
+        quotients = _quotients(encoded_tensors[self.QUOTIENTS_KEY], size)
+        remainders = _remainders(encoded_tensors[self.REMAINDERS_KEY], size, parameter)
+        numbers = tf.bitwise.left_shift(quotients, tf.cast(parameter, tf.int64)) + remainders
         if self._signed:
             numbers = tf.where(numbers & 1 > 0, -(numbers + 1) // 2, numbers // 2)
         dtype = self.dtype(encoded_tensors)
         return tf.reshape(tf.cast(numbers, dtype), shape)
+
+
+def _quotients(packed: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Returns the `size` numbers, int64, that uint8 [bytes] holds in unary."""
+    most, found = (_MOST_UNARY_BITS * size + 7) // 8, tf.size(packed)
+    packed = checked(packed, found <= most, "Expected at most {} bytes of quotients, found {}.", most, found)
+    bits = unpack_bits(packed)
+    ones = tf.math.count_nonzero(bits, dtype=tf.int32)
+    bits = checked(bits, tf.equal(ones, size), "Expected {} quotients, found {}.", size, ones)
+    ends = tf.where(bits > 0)[:, 0]
+    return ends - tf.concat([tf.fill([tf.minimum(size, 1)], tf.constant(-1, tf.int64)), ends[:-1]], axis=0) - 1
+
+
+def _remainders(packed: tf.Tensor, size: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """Returns the `size` numbers of `width` bits each, int64, that uint8 [bytes] holds."""
+    needed, found = -(-tf.cast(size, tf.int64) * tf.cast(width, tf.int64) // 8), tf.size(packed, tf.int64)
+    packed = checked(packed, tf.equal(found, needed), "Expected {} bytes of remainders, found {}.", needed, found)
+    bits = tf.reshape(unpack_bits(packed)[: size * width], [size, width])
+    # Bits to bytes, and these to numbers: eight times less memory than an int64 a bit.
+    eights = tf.reshape(tf.pad(bits, [[0, 0], [0, -width % 8]]), [size, (width + 7) // 8, 8])
+    digits = tf.reduce_sum(tf.bitwise.left_shift(eights, PLACES), axis=2)
+    places = 8 * tf.range((tf.cast(width, tf.int64) + 7) // 8)
+    return tf.reduce_sum(tf.bitwise.left_shift(tf.cast(digits, tf.int64), places), axis=1)
 
 
 def _parameter(numbers: tf.Tensor) -> tf.Tensor:

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.blocks import from_rows, spoil, static_size
+from tff_kit.encoders.checks import checked
 from tff_kit.encoders.seeds import tensor_seed
 from tff_kit.encoders.stage import Stage
 
@@ -60,7 +61,11 @@ class TopKStage(Stage):
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
-        places = tf.cumsum(encoded_tensors[self.GAPS_KEY] + 1) - 1
+        gaps, size = tf.cast(encoded_tensors[self.GAPS_KEY], tf.int64), static_size(shape)
+        fit = tf.reduce_all((gaps >= 0) & (gaps < size))
+        places = tf.cumsum(checked(gaps, fit, f"Expected gaps from 0 to {size - 1}, found others.") + 1) - 1
+        last = tf.reduce_sum(places[-1:])
+        places = checked(places, last < max(size, 1), f"Expected places up to {size - 1}, found one at {{}}.", last)
         return _scatter(encoded_tensors[self.VALUES_KEY], places, shape)
 
 

@@ -1,9 +1,11 @@
-"""Several workers for one computation: the clients of a round are divided among them.
+"""Several workers for one computation: they share the clients of a round.
 
-TFF's mergeable execution context does that: it cuts a computation before and after its aggregation, has every worker
-aggregate the clients it was given, merges what they return, and goes on with the sum. Here it gets workers that may fail. A
-part of the clients whose worker is lost is computed anew, as a whole, by another one; what the lost worker had done of it is
-dropped, so no client counts twice. A worker that answers again gets its part from the next computation on.
+TFF's mergeable execution context cuts a computation before and after its aggregation. Every worker aggregates its part of the
+clients, and the context merges the parts and continues with the sum. This module adds workers that may fail:
+
+* If a worker is lost, another worker computes the whole part again. The lost worker's result is dropped, so no client counts
+  twice.
+* A worker that answers again takes part from the next computation on.
 """
 
 from __future__ import annotations
@@ -38,29 +40,30 @@ from tff_kit.runtime.worker import (
 )
 
 ExecutorFactoryFn = Callable[[AnyWorker], tff.framework.ExecutorFactory]
-_ASK_SECONDS = 1.0  # Between two questions to a worker that computes.
-_COME_BACK_SECONDS = 1.0  # For a worker that was lost to answer again.
+_ASK_SECONDS = 1.0  # Between two checks that a computing worker is alive.
+_COME_BACK_SECONDS = 1.0  # A lost worker has this long to answer again.
 _AT_SERVER = ("federated_apply", "federated_eval_at_server")
 _DRAWS = re.compile("(Stateful)?(Random(?!Dataset)|Uniform|StandardNormal|TruncatedNormal|Multinomial|ParameterizedTruncated)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """Where a training computes. No part of the experiment: a run may go on elsewhere."""
+    """The machines that a training runs on. They are not part of the experiment: a run may resume on other machines."""
 
     workers: str = ""
-    """HOST:PORT,HOST:PORT of the workers that share the clients of a round, each started with `python -m tff_kit worker`. By
-    default one on this machine that comes and goes with the training."""
+    """HOST:PORT,HOST:PORT of the workers that share the clients of a round. Start each with `python -m tff_kit worker`. The
+    default is one worker on this machine that starts and ends with the training."""
     worker_timeout: float = 60.0
-    """Seconds in which a worker has to say that it is alive, whatever it computes, and after which a run without any worker
-    ends."""
+    """Seconds within which a worker must answer that it is alive, even while it computes. A run without any worker ends after
+    this time."""
     credential: Optional[str] = None
-    """PEM file of the key and certificate that the workers were started with, if they were."""
+    """PEM file with the key and certificate that the workers were started with."""
     clients_at_a_time: int = 50
-    """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer take less memory."""
+    """Clients that a worker takes at a time. It holds their tensors until they are added up, so fewer clients need less
+    memory."""
     max_concurrent: Optional[int] = None
-    """Clients that the worker of this machine trains at once, by default as many as it has processors. Those in --workers
-    were told when they were started."""
+    """Clients that this machine's worker trains at once. The default is its number of processors. Workers in --workers have a
+    setting of their own."""
 
     def __post_init__(self):
         for address in self.addresses:
@@ -95,13 +98,16 @@ def open_context(
     log: Optional[pathlib.Path] = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[tff.framework.SyncContext, sizing.SizingExecutorFactory]]:
-    """A context on `machines` and the factory that tells what crossed in it.
+    """Opens an execution context on `machines`.
 
     Args:
-      machines: Where to compute.
-      clients: How many there are in a round.
-      log: What an own worker prints is appended to it.
-      report: Called with a sentence when a worker was lost or answers again.
+      machines: The machines to compute on.
+      clients: Number of clients in a round.
+      log: File to which the output of this machine's worker is appended.
+      report: Called with a sentence when a worker is lost or answers again.
+
+    Yields:
+      The context, and the factory that counts what crosses in it.
 
     Raises:
       tff_kit.runtime.WorkerError: If a worker does not answer.
@@ -116,7 +122,7 @@ def open_context(
         if not remote:
             own.stub()
             if not own.isolated:
-                report("This system allows no network namespace, so TFF's worker listens on all addresses of this machine.")
+                report("This system allows no network namespace. So TFF's worker listens on all addresses of this machine.")
         if not remote and parts == 1:
             yield create_context(sizes), sizes
             return
@@ -131,22 +137,22 @@ def open_context(
 
 
 class ClusterWorker(AnyWorker, Protocol):
-    """A worker that can be lost, and come back."""
+    """A worker that can be lost and come back."""
 
     address: str
 
     def connect(self) -> None:
-        """Opens a new connection, whatever became of the one before."""
+        """Opens a new connection."""
 
     def disconnect(self) -> None:
-        """Ends the connection: what waits for the worker fails."""
+        """Closes the connection. Calls that wait for the worker fail."""
 
     def answers(self, timeout: Optional[float] = None) -> bool:
-        """Returns whether the worker answers, which may take `timeout` seconds."""
+        """Returns whether the worker answers within `timeout` seconds."""
 
 
 class _OwnWorker:
-    """The training's own worker, which it starts again itself."""
+    """The training's own worker, which restarts by itself."""
 
     address = "on this machine"
 
@@ -166,12 +172,12 @@ class _OwnWorker:
 
 
 class RemoteWorker:
-    """A connection to a worker that somebody else started, with `python -m tff_kit worker`.
+    """A connection to a worker that was started with `python -m tff_kit worker`.
 
     Args:
       address: `host:port`.
-      credential: PEM file of the key and certificate that the worker has, too; `None` for plain text.
-      timeout: Seconds in which a worker that is alive answers, whatever it computes meanwhile.
+      credential: PEM file with the worker's key and certificate; `None` for plain text.
+      timeout: Seconds within which a live worker answers, even while it computes.
     """
 
     def __init__(self, address: str, credential: Optional[Union[str, os.PathLike]] = None, timeout: float = 60.0):
@@ -181,35 +187,43 @@ class RemoteWorker:
         self.connect()
 
     def connect(self) -> None:
-        """Opens a new connection, whatever became of the one before."""
+        """Opens a new connection."""
         self._channel = open_channel(self.address, self._credential, self._timeout)
         self._ask = self._channel.unary_unary("/tff_kit/answer")
         self._stub = _Stub(self._channel)
 
     def disconnect(self) -> None:
-        """Ends the connection: what waits for the worker fails."""
+        """Closes the connection. Calls that wait for the worker fail."""
         self._channel.close()
 
     def answers(self, timeout: Optional[float] = None) -> bool:
-        """Returns whether the worker answers, which may take `timeout` seconds."""
+        """Returns whether the worker answers within `timeout` seconds."""
         return self._why_silent(timeout or self._timeout) is None
 
     def wait_until_ready(self, timeout: Optional[float] = None) -> None:
-        """Waits for the worker to start; raises `LostError` if it doesn't answer in time."""
+        """Waits for the worker to start.
+
+        Raises:
+          LostError: If it does not answer in time.
+        """
         timeout = timeout or self._timeout
         deadline = time.monotonic() + timeout
         while (why := self._why_silent(max(deadline - time.monotonic(), 0.01))) is not None:
             if time.monotonic() > deadline:
                 raise LostError(
                     f"Expected a worker at {self.address}, found none that answers within {timeout:g} s: {why}. Start it "
-                    "with `python -m tff_kit worker`, and both sides with the same --credential or none."
+                    "with `python -m tff_kit worker`, and use the same --credential on both sides, or none on both."
                 )
             time.sleep(_ASK_SECONDS / 4)
             self.disconnect()
             self.connect()
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
-        """Returns the connection for executors; raises `LostError` where the worker does not answer."""
+        """Returns the connection for executors.
+
+        Raises:
+          LostError: If the worker does not answer.
+        """
         if not self.answers():
             raise LostError(f"The worker {self.address} does not answer.")
         return self._stub
@@ -218,15 +232,15 @@ class RemoteWorker:
         try:
             self._ask(b"", timeout=timeout)
         except grpc.RpcError as error:
-            # TFF's worker knows no health check. That it knows no such method is an answer, too.
+            # TFF's worker has no health check. An "unknown method" reply is an answer too.
             return None if error.code() is grpc.StatusCode.UNIMPLEMENTED else error.details()
         except ValueError:
-            return "the connection was ended"
+            return "the connection was closed"
         return None
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
-    """A connection that needs no worker to forget what a worker held: with a lost one it is gone."""
+    """A connection that may dispose of values on a lost worker: they are gone with it."""
 
     def dispose(self, request: Any) -> Any:
         with contextlib.suppress(grpc.RpcError, ValueError):
@@ -238,11 +252,11 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
 
 
 class LostError(WorkerError):
-    """A worker that does not answer any more, or none that does."""
+    """A worker does not answer any more, or no worker does."""
 
 
 class _Member:
-    """A worker of a cluster: computes one thing at a time, and notices when its worker is lost."""
+    """A worker of a cluster. It computes one thing at a time and notices when its worker is lost."""
 
     def __init__(
         self,
@@ -253,18 +267,18 @@ class _Member:
     ):
         self.worker = worker
         self.lost = False
-        self.lock = threading.Lock()  # Held while it computes.
+        self.lock = threading.Lock()  # Held during a computation.
         self._executor_factory_fn = executor_factory_fn
         self._report = report
         self._threads = threads
         self._begin()
 
     def _begin(self) -> None:
-        # Computations come compiled; see `_compile`.
+        # `_compile` has compiled the computations already.
         self._context = create_context(self._executor_factory_fn(self.worker), compiler_fn=None)
 
     async def invoke(self, computation: Any, argument: Any) -> Any:
-        # In a thread, since TFF's remote executors wait for their workers without letting others run.
+        # In a thread, since TFF's remote executors block the event loop while they wait for their workers.
         call = asyncio.ensure_future(self._in_thread(self._invoke, computation, argument))
         while not (await asyncio.wait({call}, timeout=_ASK_SECONDS))[0]:
             if not await self._in_thread(self.worker.answers):
@@ -288,11 +302,11 @@ class _Member:
             return self._context.invoke(computation, argument)
 
     async def find_again(self) -> None:
-        """Connects anew, without holding up others."""
+        """Reconnects without blocking the event loop."""
         await self._in_thread(self.find_again_now)
 
     def find_again_now(self) -> None:
-        """Connects anew."""
+        """Reconnects."""
         self.worker.disconnect()
         self.worker.connect()
         self._begin()
@@ -302,7 +316,7 @@ class _Member:
 
 
 class _Lane(tff.framework.AsyncContext):
-    """What TFF's context takes for one worker: a preferred member of the cluster, and the others if that is lost."""
+    """One worker in the eyes of TFF's context: a preferred member of the cluster, and the other members if that one is lost."""
 
     def __init__(self, members: Sequence[_Member], patience: float):
         self._members = members
@@ -322,22 +336,23 @@ class _Lane(tff.framework.AsyncContext):
                     return member
             if time.monotonic() > deadline:
                 addresses = ", ".join(sorted(member.worker.address for member in self._members))
-                raise LostError(f"Expected one of the workers {addresses} to answer, but for {self._patience:g} s none did.")
+                raise LostError(f"Expected one of the workers {addresses} to answer, but none did for {self._patience:g} s.")
             await asyncio.sleep(_ASK_SECONDS)
             for member in self._members:
                 await member.find_again()
 
 
 class ClusterContext(tff.framework.SyncContext):
-    """TFF's mergeable context over workers that may be lost, and that are used again when they answer again.
+    """TFF's mergeable context over workers that may be lost and come back.
 
     Args:
-      workers: Where to compute.
-      executor_factory_fn: Makes a worker's executor factory; such as the `for_worker` of a sizing executor factory.
-      whole_call: A context manager around each call; such as the `one_call` of a sizing executor factory.
-      patience: Seconds without any worker that answers until a call fails.
-      report: Called with a sentence when a worker was lost or answers again.
-      parts: In how many parts the clients are divided; at least as many as there are workers, which take the parts in turn.
+      workers: The workers to compute on.
+      executor_factory_fn: Makes a worker's executor factory, such as the `for_worker` of a sizing executor factory.
+      whole_call: Returns a context manager for each call, such as the `one_call` of a sizing executor factory.
+      patience: Seconds without any answering worker after which a call fails.
+      report: Called with a sentence when a worker is lost or answers again.
+      parts: Number of parts into which the clients are divided. The workers take the parts in turn. There are at least as many
+        parts as workers.
     """
 
     def __init__(
@@ -349,18 +364,22 @@ class ClusterContext(tff.framework.SyncContext):
         report: Callable[[str], None] = lambda line: None,
         parts: int = 1,
     ):
-        # Each worker has a call and a question whether it is still there.
+        # For each worker, one thread computes and one checks that it is alive.
         self._threads = futures.ThreadPoolExecutor(2 * len(workers), thread_name_prefix="tff-cluster")
         self._members = [_Member(worker, executor_factory_fn, report, self._threads) for worker in workers]
         self._whole_call = whole_call
-        # Each lane begins with another member, and what is left of a lost one goes to the next.
+        # Each lane prefers another member. The next member takes over the work of a lost one.
         lanes = [_Lane(self._members[i:] + self._members[:i], patience) for i in range(len(workers))]
         create = tff.framework.MergeableCompExecutionContext
         self._dividing = create(lanes, compiler_fn=_compile, num_subrounds=max(parts, len(workers)))
         self._undividing = create(lanes[:1], compiler_fn=_compile)
 
     def invoke(self, comp: Any, arg: Any = None) -> Any:
-        """Computes; raises `LostError` if no worker answers any more."""
+        """Runs a computation.
+
+        Raises:
+          LostError: If no worker answers any more.
+        """
         for member in self._members:
             if member.lost:
                 member.find_again_now()
@@ -368,15 +387,15 @@ class ClusterContext(tff.framework.SyncContext):
             try:
                 return (self._dividing if any(_divided(comp.type_signature.parameter)) else self._undividing).invoke(comp, arg)
             except BaseException as error:
-                if not isinstance(error, Exception):  # Such as Ctrl-C, which does not wait.
+                if not isinstance(error, Exception):  # Ctrl-C, for example, does not wait.
                     self._disconnect()
-                for member in self._members:  # When one part fails, others may still be under way.
+                for member in self._members:  # When one part fails, other parts may still be running.
                     with member.lock:
                         pass
                 raise
 
     def close(self) -> None:
-        """Ends all connections; the workers stay."""
+        """Closes all connections. The workers keep running."""
         self._disconnect()
         self._threads.shutdown(wait=False)
 
@@ -387,34 +406,37 @@ class ClusterContext(tff.framework.SyncContext):
 
 
 def _compile(computation: tff.framework.ConcreteComputation) -> tff.framework.MergeableCompForm:
-    """Compiles for the cluster, and each part for its workers, once for all of them."""
+    """Compiles a computation for the cluster, and its parts for the workers, once for all workers."""
     _check_order(computation.type_signature.parameter)
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     form = tff.backends.native.compile_to_mergeable_comp_form(simulated)
     up_to_merge, merge, after_merge = map(compile_native, (form.up_to_merge, form.merge, form.after_merge))
     _check_server_draws_nothing(up_to_merge)
-    # Compilers forget Python's containers, such as attrs classes.
+    # Compilers drop Python's containers, such as attrs classes, so the result's type is restored.
     result = tff.FunctionType(form.after_merge.type_signature.parameter, computation.type_signature.result)
     after_merge = tff.framework.ConcreteComputation.with_type(after_merge, result)
     return tff.framework.MergeableCompForm(up_to_merge=up_to_merge, merge=merge, after_merge=after_merge)
 
 
 def _divided(parameter: Optional[tff.Type]) -> list[bool]:
-    """Returns for each leaf of `parameter` whether each client has a value of its own there."""
+    """Returns, for each leaf of `parameter`, whether each client has its own value there."""
     if isinstance(parameter, tff.StructType):
         return [leaf for element in parameter.children() for leaf in _divided(element)]
     return [isinstance(parameter, tff.FederatedType) and parameter.placement is tff.CLIENTS and not parameter.all_equal]
 
 
 def _check_order(parameter: Optional[tff.Type]) -> None:
-    """Raises ValueError where TFF's context would give all workers the same clients: it looks at the last argument only."""
+    """Raises ValueError if TFF's context would give all workers the same clients: it looks at the last argument only."""
     divided = _divided(parameter)
     if any(divided) and not divided[-1]:
-        raise ValueError(f"Expected the clients' values behind the server's, to divide them among workers; found {parameter}.")
+        raise ValueError(
+            "Expected the clients' values as the last argument, so that they can be divided among the workers; "
+            f"found {parameter}. Reorder the arguments, or use one worker."
+        )
 
 
 def _check_server_draws_nothing(up_to_merge: tff.framework.ConcreteComputation) -> None:
-    """Raises ValueError if the server draws random numbers: each worker plays the server, and would draw others."""
+    """Raises ValueError if the server draws random numbers: each worker plays the server and would draw different ones."""
     function = tff.framework.to_call_dominant(up_to_merge.to_building_block())
     for _, call in function.result.locals:
         if not isinstance(call.function, tff.framework.Intrinsic) or call.function.uri not in _AT_SERVER:
@@ -426,6 +448,6 @@ def _check_server_draws_nothing(up_to_merge: tff.framework.ConcreteComputation) 
             drawn = sorted({node.op for node in nodes if _DRAWS.match(node.op)})
             if drawn:
                 raise ValueError(
-                    "Expected a server that draws no random numbers before it aggregates, since every worker would draw others; "
-                    f"found {', '.join(drawn)}. Tip: the encoders of tff_kit draw from seeds; this one works on one worker."
+                    "Expected a server that draws no random numbers before the aggregation, since every worker would draw "
+                    f"different ones; found {', '.join(drawn)}. Use one worker, or an encoder that draws from a seed."
                 )

@@ -1,10 +1,11 @@
-"""Becomes TFF's worker program, which nobody but its driver can reach and which ends with whoever started it.
+"""A script that becomes TFF's worker program, which only its driver can reach and which ends with the process that started it.
 
-TFF's worker serves everybody who can connect to its port, on all addresses of the machine, and knows neither encryption nor
-credentials. Here it runs in a network namespace of its own, in which it is alone. A child of it carries the bytes between it
-and one socket of the machine that the caller has opened, on the address that he wanted, with mutual TLS if he has a credential.
+TFF's worker serves everyone who can connect to its port, on all addresses of the machine. It has neither encryption nor
+credentials. Here it runs alone in its own network namespace. A child process carries the bytes between the worker and one
+socket that the caller has opened on an address of its choice, with mutual TLS if there is a credential.
 
-Run as a script by a bare interpreter, since the child stays as long as the worker: only Python's standard library is used.
+A bare interpreter runs this script, and it uses only Python's standard library: the child stays as long as the worker and
+should be small.
 """
 
 import argparse
@@ -28,9 +29,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
-    """Asks the kernel for a signal when the parent ends, the only way that also works when it is killed.
+    """Asks the kernel to send this process a signal when its parent ends. This also works if the parent is killed.
 
-    The kernel means the *thread* that started this process. The check closes the gap in which the parent ended before.
+    For the kernel, the parent is the *thread* that started this process. If the parent has ended already, this process exits.
+
+    Args:
+      parent: The parent's process id.
+      signal_number: The signal to send.
     """
     _libc.prctl(_SET_PDEATHSIG, int(signal_number))
     if os.getppid() != parent:
@@ -38,14 +43,14 @@ def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
 
 
 def isolate() -> None:
-    """Moves this process, which must have one thread, to a network namespace with a loopback device and nothing else.
+    """Moves this process, which must have one thread, to a network namespace that has only a loopback device.
 
     Raises:
-      OSError: If the system does not allow it, as many containers don't.
+      OSError: If the system does not allow it. Many containers do not.
     """
     user, group = os.geteuid(), os.getegid()
     if user == 0:
-        _unshare(_NEW_NET)  # No user namespace, in which root could no longer read the files of others.
+        _unshare(_NEW_NET)  # No user namespace: in it, root could no longer read other users' files.
     else:
         _unshare(_NEW_USER | _NEW_NET)
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
@@ -64,27 +69,35 @@ def _unshare(flags: int) -> None:
 
 
 def tls_context(credential: str) -> ssl.SSLContext:
-    """Returns the server's side of mutual TLS in which both sides have the key and certificate in the file `credential`."""
+    """Returns the server's context for mutual TLS.
+
+    Args:
+      credential: PEM file with the key and certificate that both sides have.
+
+    Raises:
+      OSError: If the file cannot be read.
+      ssl.SSLError: If it is not such a file.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(credential)
     context.load_verify_locations(credential)
     context.verify_mode = ssl.CERT_REQUIRED
-    context.set_alpn_protocols(["h2"])  # As gRPC wants it.
+    context.set_alpn_protocols(["h2"])  # gRPC requires it.
     return context
 
 
 async def _relay(listening: socket.socket, port: int, tls) -> None:
-    """Carries bytes between whoever connects to `listening` and the worker's port, for ever."""
+    """Carries bytes between clients of `listening` and the worker's port, until the process ends."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             worker_reader, worker_writer = await _connect(port)
             await asyncio.gather(_pump(reader, worker_writer), _pump(worker_reader, writer))
         except OSError:
-            writer.close()  # One side hung up, which the other sees by the end of its connection.
+            writer.close()  # One side hung up, so the other side's connection ends too.
 
-    # Whoever sends garbage to a port fills no log with it.
+    # Garbage sent to the port must not fill a log.
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     async with await asyncio.start_server(carry, sock=listening, ssl=tls, limit=_CHUNK) as server:
         await server.serve_forever()
@@ -117,12 +130,12 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Reads the arguments, starts the child, and becomes the worker."""
+    """Reads the arguments, starts the child process, and becomes the worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True, help="File descriptor of the socket that listens.")
-    parser.add_argument("--parent", type=int, required=True, help="Process with which the worker ends.")
+    parser.add_argument("--parent", type=int, required=True, help="Id of the process with which the worker ends.")
     parser.add_argument("--credential", help="PEM file with a key and its certificate, for mutual TLS.")
-    parser.add_argument("--insecure", action="store_true", help="Go on where the system allows no network namespace.")
+    parser.add_argument("--insecure", action="store_true", help="Run even if the system allows no network namespace.")
     parser.add_argument("command", nargs="+", help="The worker program and its flags.")
     arguments = parser.parse_args()
     tls = tls_context(arguments.credential) if arguments.credential else None
@@ -131,15 +144,15 @@ def main() -> None:
     except OSError as error:
         if not arguments.insecure:
             sys.exit(
-                f"error: Expected a network namespace for TFF's worker, which would else listen everywhere; found none to be "
-                f"had: {error}. Use --insecure where nobody else reaches this machine."
+                f"error: Expected a network namespace for TFF's worker, found that the system allows none: {error}. Without it, "
+                "the worker listens on all addresses. Use --insecure if nobody else reaches this machine."
             )
-    die_with_parent(arguments.parent)  # After the namespace: what changes a process's rights takes this back.
+    die_with_parent(arguments.parent)  # After the namespace: a change of the process's rights resets it.
     listening, port, worker = socket.socket(fileno=arguments.socket), _free_port(), os.getpid()
     if os.fork() == 0:
         die_with_parent(worker)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # It ends with the worker, and only then.
+            signal.signal(number, signal.SIG_IGN)  # It ends only with the worker.
         asyncio.run(_relay(listening, port, tls))
     listening.close()
     os.execv(arguments.command[0], [*arguments.command, f"--port={port}"])

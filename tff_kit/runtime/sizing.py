@@ -1,18 +1,19 @@
 """The sizing executor: the bits that cross between the server and its clients.
 
-A computation compiled for TFF's runtime is one flat list of calls. Data goes from the server to the clients in a
-`federated_broadcast` and comes back in an aggregation (`federated_aggregate`, and the sums, means, extrema and secure
-sums that TFF reduces to it), so the types of those calls' arguments tell what crosses. What the types leave open, a
-dimension known only at run time or the length of a string, the worker counts where the tensor is and sends back as a
-number. No tensor is moved to be measured.
+A computation compiled for TFF's runtime is one flat list of calls. Data goes down to the clients in a `federated_broadcast`. It
+comes back in an aggregation: `federated_aggregate`, and the sums, means, extrema and secure sums that TFF reduces to it. So the
+types of these calls' arguments tell what crosses. A type may leave a size open: a dimension known only at run time, or the
+length of a string. The worker then counts where the tensor is and returns a number. No tensor is moved to be measured.
 
-A tensor counts its number of elements times the bits of its dtype (8 for a bool), a string its bytes times 8, each once
-for every client.
+A tensor counts its number of elements times the bits of its dtype (8 for a bool). A string counts its bytes times 8. Each
+counts once for every client.
 
-Not counted: the clients' own data and the ids that select it, constants that are part of the program
-(`tff.federated_value` at clients), the program itself, and what a network adds (headers, encryption, the protocol of a
-secure sum, retries). Slices of a `tff.federated_select` and datasets that cross are not counted either; a computation
-that has them is reported with a warning.
+Not counted:
+
+* the clients' own data and the ids that select it;
+* constants that are part of the program (`tff.federated_value` at clients), and the program itself;
+* what a network adds: headers, encryption, retries, the protocol of a secure sum;
+* slices of a `tff.federated_select` and datasets that cross. A computation that has them logs a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import cachetools
@@ -56,7 +57,7 @@ History = dict[tuple[tuple[str, int], ...], list[list[Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class _Crossing:
-    """What one broadcast or aggregation sends: the tensors of one client, and their elements where types tell them."""
+    """One broadcast or aggregation: the tensors of one client, and their number of elements if the types tell it."""
 
     up: bool
     dtypes: tuple[tf.DType, ...]
@@ -65,7 +66,7 @@ class _Crossing:
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What crossed in one call: for each crossing an int64 array [clients, tensors] of elements (bytes of a string)."""
+    """What crossed in one call: for each crossing, an int64 array [clients, tensors] of elements (or bytes of a string)."""
 
     num_clients: int
     crossings: tuple[_Crossing, ...]
@@ -94,11 +95,11 @@ def _bits_per_element(dtypes: tuple[tf.DType, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SizeInfo:
-    """The communication of all calls so far, as TensorFlow Federated's `SizeInfo` had it.
+    """The communication of all calls so far, with the fields of TensorFlow Federated's former `SizeInfo`.
 
     Attributes:
-      broadcast_bits: Bits from the server to all clients, a running total with one entry for every call.
-      aggregate_bits: Bits from all clients to the server, likewise.
+      broadcast_bits: Bits from the server to all clients: a running total with one entry for each call.
+      aggregate_bits: Bits from all clients to the server: a running total with one entry for each call.
     """
 
     broadcast_bits: list[int]
@@ -107,12 +108,12 @@ class SizeInfo:
 
     @functools.cached_property
     def broadcast_history(self) -> History:
-        """`[elements, dtype]` of every tensor that each client received, by cardinalities: `{(("CLIENTS", 10),): ...}`."""
+        """`[elements, dtype]` of every tensor that a client received, by cardinalities: `{(("CLIENTS", 10),): ...}`."""
         return self._history(up=False)
 
     @functools.cached_property
     def aggregate_history(self) -> History:
-        """`[elements, dtype]` of every tensor that each client sent, by cardinalities. A string's elements are bytes."""
+        """`[elements, dtype]` of every tensor that a client sent, by cardinalities. A string's elements are its bytes."""
         return self._history(up=True)
 
     def _history(self, up: bool) -> History:
@@ -123,11 +124,12 @@ class SizeInfo:
 
 
 class _Ledger:
-    """All records of a factory's executors."""
+    """The records of all executors of a factory."""
 
     def __init__(self):
         self._lock = threading.Lock()
         self._records: list[_Record] = []
+        self._last_call: Optional[_Record] = None
         self._broadcast_bits: list[int] = []
         self._aggregate_bits: list[int] = []
 
@@ -135,15 +137,21 @@ class _Ledger:
         with self._lock:
             if record.crossings:
                 self._records.append(record)
+            if record.num_clients:
+                self._last_call = record
             for totals, up in ((self._broadcast_bits, False), (self._aggregate_bits, True)):
                 totals.append((totals[-1] if totals else 0) + record.bits(up))
 
     def add_receivers(self, clients: int) -> None:
+        if self._last_call is None:
+            raise ValueError("Expected a call whose broadcast more clients received, found none yet.")
+        crossed = zip(self._last_call.crossings, self._last_call.counts)
+        for crossing, counts in [(crossing, counts) for crossing, counts in crossed if not crossing.up]:
+            self.add_received(clients, crossing, counts[0])
+
+    def add_received(self, clients: int, crossing: _Crossing, counts: np.ndarray) -> None:
+        record = _Record(clients, (crossing,), (np.broadcast_to(counts, (clients, len(counts))),))
         with self._lock:
-            last = next(record for record in reversed(self._records) if record.num_clients)
-            down = [(crossing, counts) for crossing, counts in zip(last.crossings, last.counts) if not crossing.up]
-            crossings = tuple(crossing for crossing, _ in down)
-            record = _Record(clients, crossings, tuple(np.repeat(counts[:1], clients, axis=0) for _, counts in down))
             self._records.append(record)
             self._broadcast_bits[-1] += record.bits(up=False)
 
@@ -163,7 +171,7 @@ class _Ledger:
 
 @dataclasses.dataclass(frozen=True)
 class _Instrumented:
-    """A computation that returns `<result, <counts of each crossing the types leave open>>`, or just its result."""
+    """A computation that returns `<result, <counts of each crossing whose size the types leave open>>`, or just its result."""
 
     computation: tff.framework.ConcreteComputation
     crossings: tuple[_Crossing, ...]
@@ -174,7 +182,7 @@ class _Instrumented:
 
 
 class SizingExecutor(tff.framework.RemoteExecutor):
-    """A remote executor that records what crosses between server and clients in each call whose result is fetched."""
+    """A remote executor that records what crosses in each call whose result is fetched."""
 
     def __init__(self, stub: tff.framework.RemoteExecutorStub, ledger: _Ledger, instrument):
         super().__init__(stub)
@@ -209,7 +217,7 @@ class SizingExecutor(tff.framework.RemoteExecutor):
         return call
 
     async def _compute(self, value_ref, type_spec):
-        # Recorded here and not in the call: a call that fails and is tried again counts once.
+        # Recorded here and not in the call, so that a call that fails and runs again counts once.
         value = await super()._compute(value_ref, type_spec)
         record = self._results.pop(value_ref.id, None)
         if record is not None:
@@ -230,7 +238,12 @@ def _record(crossings: tuple[_Crossing, ...], counted: list[np.ndarray], num_cli
 
 
 class SizingExecutorFactory(tff.framework.ExecutorFactory):
-    """Creates executors on one worker and keeps the account of what crossed in all of them."""
+    """Creates executors on one worker and adds up what crosses in all of them.
+
+    Args:
+      worker: The worker to compute on; `None` for the one that all factories of this Python process share.
+      default_num_clients: Number of clients in a computation whose arguments do not determine it.
+    """
 
     def __init__(self, worker: Optional[AnyWorker] = None, default_num_clients: int = 0):
         self._ledger = _Ledger()
@@ -241,7 +254,7 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         self._factory = self.for_worker(worker)
 
     def for_worker(self, worker: Optional[AnyWorker]) -> tff.framework.ExecutorFactory:
-        """Returns a factory of executors on another worker, whose communication goes into the same account."""
+        """Returns a factory of executors on another worker. Their communication counts in the same totals."""
         return worker_executor_factory(
             worker,
             self._default_num_clients,
@@ -249,7 +262,7 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         )
 
     def one_call(self) -> contextlib.AbstractContextManager:
-        """Returns a context manager in which all that crosses counts as one call, and as nothing if it fails."""
+        """Returns a context manager in which everything counts as one call. If the call fails, nothing counts."""
         return self._ledger.one_call()
 
     def create_executor(self, cardinalities):
@@ -259,19 +272,25 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
         self._factory.clean_up_executor(cardinalities)
 
     def add_receivers(self, clients: int) -> None:
-        """Counts the last call's broadcast, which is the same for all, for more clients: they received it and sent nothing."""
+        """Counts the last call's broadcast for `clients` more clients, which received it and sent nothing."""
         if clients:
             self._ledger.add_receivers(clients)
 
+    def add_received(self, clients: int, tensors: Iterable[np.ndarray]) -> None:
+        """Counts, with the last call, numeric tensors that so many clients received beside it, such as the initial weights."""
+        arrays = list(map(np.asarray, tensors))
+        counts = np.array([array.size for array in arrays], np.int64)
+        self._ledger.add_received(clients, _Crossing(False, tuple(tf.as_dtype(array.dtype) for array in arrays), counts), counts)
+
     def get_size_info(self) -> SizeInfo:
-        """Returns what crossed so far."""
+        """Returns the communication of all calls so far."""
         return self._ledger.size_info()
 
     def _instrument(self, computation: tff.framework.ConcreteComputation) -> _Instrumented:
         with self._lock:
             cached = self._instrumented.get(id(computation))
             if cached is None:
-                cached = (computation, _instrument(computation))  # Keeps the computation, so that its id is not reused.
+                cached = (computation, _instrument(computation))  # Keeps the computation alive, so that its id is not reused.
                 self._instrumented[id(computation)] = cached
         return cached[1]
 
@@ -279,29 +298,31 @@ class SizingExecutorFactory(tff.framework.ExecutorFactory):
 def sizing_executor_factory(worker: Optional[Worker] = None, default_num_clients: int = 0) -> SizingExecutorFactory:
     """Returns an executor factory for `tff.framework.SyncExecutionContext` that measures communication.
 
-    `get_size_info()` of it returns a `SizeInfo`: `broadcast_bits` and `aggregate_bits`, running totals over all clients with an
-    entry for each call of a computation, and `broadcast_history` and `aggregate_history`, each tensor that crossed. What
-    counts, and what does not, is said at the top of `tff_kit.sizing`. `set_sizing_environment` makes the context too.
+    Its `get_size_info()` returns a `SizeInfo` with running totals over all clients, and with each tensor that crossed. The
+    module's docstring says what counts. `set_sizing_environment` also makes the context.
 
     Args:
-      worker: The process to compute on; `None` for the one that all factories of this Python process share.
-      default_num_clients: How many clients there are in a computation whose arguments do not tell.
+      worker: The worker to compute on; `None` for the one that all factories of this Python process share.
+      default_num_clients: Number of clients in a computation whose arguments do not determine it.
     """
     return SizingExecutorFactory(worker, default_num_clients)
 
 
 def set_sizing_environment(worker: Optional[Worker] = None) -> SizingExecutorFactory:
-    """Makes a context that measures communication the default one, and returns its factory.
+    """Makes TFF's default context one that measures communication, and returns its factory.
 
+    Example:
+        ```python
         sizes = tff_kit.set_sizing_environment()
         state, metrics = process.next(process.initialize(), client_datasets)
         print(tff_kit.format_size(sizes.get_size_info().broadcast_bits[-1]))
+        ```
 
     Args:
-      worker: The process to compute on; `None` for the one that all factories of this Python process share.
+      worker: The worker to compute on; `None` for the one that all factories of this Python process share.
 
     Returns:
-      The factory, whose `get_size_info()` tells what crossed since this call.
+      The factory. Its `get_size_info()` returns the communication since this call.
     """
     factory = sizing_executor_factory(worker)
     tff.framework.set_default_context(create_context(factory))
@@ -309,7 +330,7 @@ def set_sizing_environment(worker: Optional[Worker] = None) -> SizingExecutorFac
 
 
 def _instrument(computation: tff.framework.ConcreteComputation) -> _Instrumented:
-    """Finds what crosses in `computation` and adds outputs that count what its types leave open."""
+    """Finds what crosses in `computation`, and adds outputs that count the sizes that its types leave open."""
     function = tff.framework.to_call_dominant(computation.to_building_block())
     block = function.result if isinstance(function, tff.framework.Lambda) else function
     if not isinstance(block, tff.framework.Block):
@@ -319,7 +340,7 @@ def _instrument(computation: tff.framework.ConcreteComputation) -> _Instrumented
         uri = _intrinsic_uri(call)
         if uri not in _BROADCASTS | _AGGREGATIONS:
             if uri in _UNCOUNTED:
-                _logger.warning("What a %s sends is not counted.", uri)
+                _logger.warning("The slices that a %s sends are not counted.", uri)
             continue
         value = _sent_value(call)
         crossing = _crossing(value.type_signature.member, up=uri in _AGGREGATIONS)
@@ -347,7 +368,7 @@ def _sent_value(call: tff.framework.Call) -> tff.framework.ComputationBuildingBl
     argument = call.argument
     if isinstance(argument.type_signature, tff.FederatedType):
         return argument
-    # An aggregation's first argument is the clients' value; a weighted mean's second one, the weights, crosses too.
+    # An aggregation's first argument is the clients' value. The second argument of a weighted mean, the weights, crosses too.
     if call.function.uri == "federated_weighted_mean":
         return building_block_factory.create_federated_zip(argument)
     return argument[0] if isinstance(argument, tff.framework.Struct) else tff.framework.Selection(argument, index=0)
@@ -370,7 +391,7 @@ def _tensor_types(member: tff.Type) -> list[tff.TensorType]:
 
 
 def _counter(value: tff.framework.ComputationBuildingBlock, up: bool) -> tff.framework.ComputationBuildingBlock:
-    """Returns a call that counts the elements of `value`'s tensors: int64 [tensors], or [clients, tensors] of clients."""
+    """Returns a call that counts the elements of `value`'s tensors: int64 [tensors], or [clients, tensors] for clients."""
     member = value.type_signature.member
 
     @tff.tensorflow.computation(member)

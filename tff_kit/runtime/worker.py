@@ -1,9 +1,13 @@
-"""Execution contexts: the worker process that runs TFF's computations, owned from start to end.
+"""Execution contexts, and the worker process that runs TFF's computations.
 
-TFF's runtime is a C++ program that Python talks to over gRPC. TFF's own context leaves that program behind when Python
-ends, hands it Python's standard output, so that a pipe behind the run never closes, and has it serve the whole network. A
-`Worker` ends with the process that started it, however that process ends, writes to a log of its own, and listens on this
-machine's loopback address only.
+TFF's runtime is a C++ program that Python talks to over gRPC. TFF's own context has three problems:
+
+* It leaves the program running when Python ends.
+* It gives the program Python's standard output, so a pipe behind the run never closes.
+* The program listens on all addresses of the machine.
+
+A `Worker` ends with the process that started it, however that process ends. It writes to its own log and listens on the loopback
+address only.
 """
 
 from __future__ import annotations
@@ -35,22 +39,23 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # A new connection waits for no earlier one that failed.
+    ("grpc.use_local_subchannel_pool", 1),  # A new connection does not wait for an earlier one that failed.
 ]
 _PING_MILLISECONDS = 3_600_000
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-_MANY_CLIENTS = 10  # Of fewer in a round, each can use several processors.
-CERTIFIED_NAME = "tff-kit"  # In the certificate of every credential.
+_MANY_CLIENTS = 10  # With fewer clients in a round, each can use several processors.
+CERTIFIED_NAME = "tff-kit"
+"""The name in the certificate of every credential."""
 
 
 class WorkerError(UserError, RuntimeError):
-    """The worker process could not be started, or ended by itself."""
+    """A worker process could not start, ended by itself, or cannot be used as asked."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-    """A worker process, the connection to it and the file that takes what it prints."""
+    """A worker process, the connection to it, and the file that takes its output."""
 
     process: subprocess.Popen
     channel: grpc.Channel
@@ -74,11 +79,11 @@ class _Running:
 
 
 class Worker:
-    """One TFF worker process on a free port of this machine, started when first needed and again if it died.
+    """One TFF worker process on a free port of this machine. It starts when first needed, and again if it has died.
 
     Args:
-      log: Where the worker's output is appended to. A path, or `None` for a temporary file that only shows in errors.
-      max_concurrent: As of `worker_command`.
+      log: Path of the file to which the worker's output is appended. `None` for a temporary file that only shows in errors.
+      max_concurrent: See `worker_command`.
     """
 
     def __init__(self, log: Optional[Union[str, os.PathLike]] = None, max_concurrent: Optional[int] = None):
@@ -96,25 +101,25 @@ class Worker:
 
     @property
     def isolated(self) -> bool:
-        """Whether the worker is in a network namespace of its own, so that nobody reaches it but over its socket."""
+        """Whether the worker is in its own network namespace, so that only its socket leads to it."""
         return self.pid is not None and os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net")
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
-        """Returns a connection to the running worker; starts one where there is none.
+        """Returns a connection to the worker. Starts the worker if none is running.
 
         Raises:
-          WorkerError: If the worker ends at once, doesn't answer within a minute, or was stopped.
+          WorkerError: If the worker ends at once, does not answer within a minute, or was stopped.
         """
         with self._lock:
             if self._stopped:
-                raise WorkerError("Expected a worker to compute on, but this one was stopped.")
+                raise WorkerError("Expected a running worker, found one that was stopped. Create a new Worker.")
             if self._running is None or self.pid is None:
                 self._end()
                 self._running = self._start()
             return self._running.stub
 
     def stop(self) -> None:
-        """Ends the worker for good: what still waits for it fails instead of starting another."""
+        """Ends the worker for good. Calls that still wait for it fail instead of starting another worker."""
         with self._lock:
             self._stopped = True
             self._end()
@@ -132,7 +137,7 @@ class Worker:
         started: futures.Future = futures.Future()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
-            # Where the system has no network namespace for it, it runs all the same; `worker_command` says what that means.
+            # Without a network namespace it runs all the same; `worker_command` says what that means.
             command = worker_command(listening, os.getpid(), insecure=True, max_concurrent=self._max_concurrent)
             arguments = (command, worker_environment(self._max_concurrent), listening, log, started)
             threading.Thread(target=_keep, args=arguments, name="tff-worker", daemon=True).start()
@@ -145,7 +150,7 @@ class Worker:
 
 def _check_binary() -> None:
     if not _BINARY.is_file():
-        raise WorkerError(f"Expected TFF's worker program at {_BINARY}, found none. TFF has it for Linux on x86-64 only.")
+        raise WorkerError(f"Expected TFF's worker program at {_BINARY}, found none. TFF ships it for Linux on x86-64 only.")
 
 
 def serve(
@@ -155,31 +160,34 @@ def serve(
     insecure: bool = False,
     max_concurrent: Optional[int] = None,
 ) -> NoReturn:
-    """Makes this process a worker for trainings elsewhere. It ends by a signal, and with the process that started it.
+    """Turns this process into a worker for trainings elsewhere. It ends on a signal, or with the process that started it.
 
     Args:
-      port: Where to listen; 0 for a free one.
+      port: The port to listen on; 0 for a free one.
       bind: The address to listen on.
-      credential: PEM file of a key and its certificate, which whoever connects must have as well.
-      insecure: Whether to serve everybody who reaches an address beyond loopback, unencrypted, and to run where the system
-        allows no network namespace.
-      max_concurrent: As of `worker_command`.
+      credential: PEM file with a key and its certificate. Everyone who connects must have the same file.
+      insecure: Whether to serve everyone who reaches an address beyond loopback, unencrypted, and to run on a system that allows
+        no network namespace.
+      max_concurrent: See `worker_command`.
 
     Raises:
-      WorkerError: If others could connect without a credential, the credential can't be used, or `max_concurrent` is below 1.
-      OSError: If the port is taken.
+      WorkerError: If anyone could connect without a credential, the credential cannot be used, or `max_concurrent` is below 1.
+      OSError: If the port is in use.
     """
     family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
     if not (credential or insecure or ipaddress.ip_address(address[0]).is_loopback):
         raise WorkerError(
-            f"Expected --credential for a worker beyond this machine's loopback address, found --bind {bind} without: everybody "
-            "who reaches the port could compute here and read and write files. --insecure allows it all the same."
+            f"Expected --credential for a worker beyond this machine's loopback address, found --bind {bind} without one. "
+            "Everyone who reaches the port could compute here and read and write files. --insecure allows it all the same."
         )
     if credential is not None:
         try:
             launcher.tls_context(os.fspath(credential))
         except (OSError, ssl.SSLError) as error:
-            raise WorkerError(f"Expected a key and its certificate, PEM, in {credential}, found: {error}.") from error
+            raise WorkerError(
+                f"Expected a PEM file with a key and its certificate in {credential}, found: {error}. Make one with "
+                "scripts/credential.sh."
+            ) from error
     check_max_concurrent(max_concurrent)
     _check_binary()
     listening = socket.create_server(address[:2], family=family)
@@ -196,16 +204,16 @@ def worker_command(
     insecure: bool = False,
     max_concurrent: Optional[int] = None,
 ) -> list[str]:
-    """Returns the command of a worker, to be run or executed with the file descriptor of `listening` inherited.
+    """Returns the command line of a worker. The process that runs it must inherit the file descriptor of `listening`.
 
     Args:
-      listening: The socket to serve; the worker itself is in a network namespace of its own.
-      parent: The id of the process that runs the command and with which the worker ends.
-      credential: PEM file of a key and its certificate, which whoever connects must have as well. `None` for plain text.
-      insecure: Whether the worker shall also run where the system allows no network namespace. A port of it, drawn by
-        chance, is then open on all addresses of the machine.
-      max_concurrent: How many computations, such as the training of a client, run at once. By default as many as there are
-        processors: more of them hold memory longer and gain nothing.
+      listening: The socket to serve. The worker itself is in its own network namespace.
+      parent: The id of the process that runs the command. The worker ends with it.
+      credential: PEM file with a key and its certificate. Everyone who connects must have the same file. `None` for plain text.
+      insecure: Whether the worker also runs on a system that allows no network namespace. A random port of it is then open on
+        all addresses of the machine.
+      max_concurrent: How many computations, such as the training of a client, run at once. The default is the number of
+        processors: more would hold memory longer and gain nothing.
     """
     options = [f"--socket={listening.fileno()}", f"--parent={parent}"]
     options += [] if credential is None else [f"--credential={os.fspath(credential)}"]
@@ -215,7 +223,7 @@ def worker_command(
 
 
 def check_max_concurrent(max_concurrent: Optional[int]) -> None:
-    """Raises `WorkerError` if it is less than 1."""
+    """Raises `WorkerError` if `max_concurrent` is less than 1."""
     if max_concurrent is not None and max_concurrent < 1:
         raise WorkerError(f"Expected --max-concurrent to be at least 1, found {max_concurrent}.")
 
@@ -223,22 +231,22 @@ def check_max_concurrent(max_concurrent: Optional[int]) -> None:
 def open_channel(
     address: str, credential: Optional[Union[str, os.PathLike]] = None, timeout: Optional[float] = None
 ) -> grpc.Channel:
-    """Returns a channel to a worker.
+    """Returns a gRPC channel to a worker.
 
     Args:
       address: `host:port`.
-      credential: As for `worker_command`, for mutual TLS; `None` for plain text.
-      timeout: Seconds in which what is sent has to arrive. Without it a link that is cut while something is sent holds up the
-        sender for the kernel's quarter of an hour, even when the channel is closed.
+      credential: PEM file for mutual TLS, as in `worker_command`; `None` for plain text.
+      timeout: Seconds within which a message must arrive. Without it, a link that is cut while a message is sent blocks the
+        sender for the kernel's quarter of an hour, even if the channel is closed.
     """
     options: list[tuple[str, Union[int, str]]] = list(_CHANNEL_OPTIONS)
     if timeout is not None:
-        # gRPC has the kernel watch what it sends only when it pings as well, which a server allows every five minutes at most.
+        # gRPC lets the kernel watch sent messages only if it also pings. A server allows a ping every five minutes at most.
         options += [("grpc.keepalive_time_ms", _PING_MILLISECONDS), ("grpc.keepalive_timeout_ms", int(1000 * timeout))]
     if credential is None:
         return grpc.insecure_channel(address, options)
     pem = pathlib.Path(credential).read_bytes()
-    # All that counts is that both have the one certificate, wherever its owner is.
+    # Both sides must have the one certificate. The host that presents it does not matter.
     options += [("grpc.ssl_target_name_override", CERTIFIED_NAME)]
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(pem, pem, pem), options)
 
@@ -246,9 +254,9 @@ def open_channel(
 def _keep(
     command: list[str], environment: dict[str, str], listening: socket.socket, log: BinaryIO, started: futures.Future
 ) -> None:
-    """Starts a worker and stays until it ends."""
-    # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. Its own
-    # session keeps the terminal's Ctrl-C from the worker: Python ends it, after it has saved what it wants to save.
+    """Starts a worker and waits until it ends."""
+    # The kernel ties the worker to the *thread* that started it, so this thread lives as long as the worker. The worker's own
+    # session shields it from the terminal's Ctrl-C: Python saves its state first and then ends the worker.
     try:
         process = subprocess.Popen(
             command,
@@ -267,21 +275,21 @@ def _keep(
 
 
 def worker_environment(max_concurrent: Optional[int] = None) -> dict[str, str]:
-    """Returns the environment variables of a worker: this process's, which take precedence, and what a worker does well with.
+    """Returns the environment variables of a worker: good defaults, overridden by this process's variables.
 
     Args:
-      max_concurrent: As of `worker_command`.
+      max_concurrent: See `worker_command`.
     """
     processors = os.cpu_count() or 1
     at_once = min(max_concurrent or processors, _MANY_CLIENTS)
     return {
         "TF_CPP_MIN_LOG_LEVEL": "1",
-        # The faster kernels of oneDNN, which TensorFlow itself takes on the newest processors only.
+        # The faster kernels of oneDNN. TensorFlow itself uses them on the newest processors only.
         "TF_ENABLE_ONEDNN_OPTS": "1",
-        # The C library gives a program up to eight pools of memory a processor, and each comes to hold what was freed in it. With
-        # one for two processors a round takes as long, and 500 of them no more memory than the first hundred.
+        # The C library gives a program up to eight pools of memory a processor, and each pool keeps the memory freed in it.
+        # With one pool for two processors, a round takes as long, and 500 rounds take no more memory than the first hundred.
         "MALLOC_ARENA_MAX": str(max(1, processors // 2)),
-        # TensorFlow gives an operation as many threads as there are processors; of several clients at once, they would only wait.
+        # TensorFlow gives each operation one thread a processor. With several clients at once, these threads would only wait.
         "TF_NUM_INTRAOP_THREADS": str(max(1, processors // at_once)),
         **os.environ,
     }
@@ -303,10 +311,14 @@ _shared_worker = Worker()
 
 
 class AnyWorker(Protocol):
-    """What executors compute on."""
+    """A worker that executors can compute on."""
 
     def stub(self) -> tff.framework.RemoteExecutorGrpcStub:
-        """Returns a connection to the worker; raises `WorkerError` where it can't be used."""
+        """Returns a connection to the worker.
+
+        Raises:
+          WorkerError: If the worker cannot be used.
+        """
 
 
 def worker_executor_factory(
@@ -317,8 +329,8 @@ def worker_executor_factory(
     """Returns a factory of executors that compute on `worker`.
 
     Args:
-      worker: The process to compute on; `None` for the one that all such factories of this Python process share.
-      default_num_clients: How many clients there are in a computation whose arguments do not tell.
+      worker: The worker to compute on; `None` for the one that all such factories of this Python process share.
+      default_num_clients: Number of clients in a computation whose arguments do not determine it.
       executor_fn: Makes an executor from a connection to the worker.
     """
     worker = _shared_worker if worker is None else worker
@@ -333,7 +345,7 @@ def worker_executor_factory(
 
 
 def compile_native(computation: tff.framework.ConcreteComputation) -> tff.framework.ConcreteComputation:
-    """Compiles `computation` for a worker. Secure sums become sums."""
+    """Compiles `computation` for a worker. Secure sums become plain sums."""
     simulated = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     return tff.backends.native.desugar_and_transform_to_native(simulated)
 
@@ -343,7 +355,7 @@ def create_context(
 ) -> tff.framework.SyncExecutionContext:
     """Returns TFF's synchronous context over `executor_factory`, by default with the compiler of TFF's native backend.
 
-    Secure sums are simulated: the result and what each client sends are those of a sum, the protocol is left out.
+    Secure sums are simulated: results and messages are those of a plain sum, and the protocol is left out.
     """
     return tff.framework.SyncExecutionContext(
         executor_fn=executor_factory,
@@ -354,5 +366,5 @@ def create_context(
 
 
 def set_default_context() -> None:
-    """Makes TFF compute on this process's shared worker, not on one of its own that it would leave behind."""
+    """Makes TFF compute on this process's shared worker instead of a worker that TFF would leave running."""
     tff.framework.set_default_context(create_context(worker_executor_factory()))

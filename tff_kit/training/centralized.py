@@ -46,11 +46,11 @@ def train(
     """
     console = console or Console()
     data = training.load_data()
-    path = runs.default_path(logdir, training.task, f"seed{training.seed}")
+    path = runs.run_path(logdir, resume, training.task, f"seed{training.seed}")
     metric = training.metrics()[0]
     measure, better = f"val_{metric.build().name}", "max" if metric.higher_is_better else "min"
     model = _start_model(training)
-    with runs.open_run(path, training, resume, overwrite) as run:
+    with runs.open_run(path, training, resume, overwrite) as run, runs.told(run):
         run.write_settings(training, data.name, data.notes)
         report.print_heading(console, f"{training.task}, all clients' examples together,", data, run.path)
         last = tf.train.latest_checkpoint(run.checkpoints)

@@ -75,9 +75,13 @@ def evaluate(task: str, arguments: Sequence[str]) -> Callable:
 
 def default_settings(settings_type: type[Training], arguments: Sequence[str]) -> Training:
     """Returns the defaults of a command line: those of the run to resume, where one is resumed."""
-    if "--resume" in arguments:
-        if "--logdir" not in arguments[:-1]:
-            raise runs.RunError("Expected the run to go on with: --resume needs --logdir FOLDER.")
-        logdir = arguments[arguments.index("--logdir") + 1]
-        return runs.RunDirectory(pathlib.Path(logdir)).read_settings(settings_type)
-    return settings_type()
+    if "--resume" not in arguments:
+        return settings_type()
+    logdir = ""
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, is_joined, value = argument.partition("=")
+        if name == "--logdir":
+            logdir = value if is_joined else following
+    if not logdir:
+        raise runs.RunError("Expected the run to go on with: --resume needs --logdir FOLDER.")
+    return runs.RunDirectory(pathlib.Path(logdir)).read_settings(settings_type)

@@ -24,7 +24,7 @@ def evaluate_model(model: tf.keras.Model, batches: tf.data.Dataset, training: Tr
     """Returns metrics, loss and the number of examples of a compiled model on batches of `(inputs, labels)`."""
     found = model.evaluate(batches, verbose=0, return_dict=True)
     measured = {metric.name: found[metric.build().name] for metric in training.metrics()}
-    examples = sum(len(labels) for _, labels in batches)
+    examples = sum(len(tf.nest.flatten(labels)[0]) for _, labels in batches)
     return {**measured, "loss": found["loss"], "examples": examples}
 
 
@@ -33,20 +33,16 @@ def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
 
     Args:
       training: The settings, which say what the held-out data is.
-      run: What `tff_kit.train` returned, or `tff_kit.runs.RunDirectory(path)` of an earlier run.
+      run: What `tff_kit.train` returned, or `tff_kit.training.runs.RunDirectory(path)` of an earlier run.
 
     Returns:
       A dict of the task's metrics, such as `accuracy`, of `loss` and of `examples`.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing or broken.
-      tff_kit.runs.RunError: If there is no such model, or one that doesn't fit the data.
+      tff_kit.training.runs.RunError: If there is no such model, or one that doesn't fit the data.
     """
     data = training.load_data()
-    expected, found = training.build_model(), run.load_model()
-    if (expected.input_shape, expected.output_shape) != (found.input_shape, found.output_shape):
-        raise runs.RunError(
-            f"Expected a model from {expected.input_shape} to {expected.output_shape} for {training.task}, "
-            f"found one from {found.input_shape} to {found.output_shape} in {run.model}."
-        )
-    return evaluate_model(compiled(found, training), data.test, training)
+    model = training.build_model()
+    run.load_weights(model)
+    return evaluate_model(compiled(model, training), data.test, training)

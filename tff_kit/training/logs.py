@@ -28,8 +28,10 @@ _SOMETIMES = ("aggregate_distortion", "clipping_norm", "epsilon", *WIRE)
 def columns(metrics: Sequence[Metric], more: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the columns of metrics.csv, `more` ones last.
 
-    Bits are running totals over all clients. A test value stands where there was a test, the clipping norm of the next round and
-    epsilon so far where there is differential privacy, and the distortion of what was aggregated where it can be measured.
+    Bits are running totals over all clients. `clients_left_out` had an update that is not finite, `clients_empty` no examples;
+    where these were all clients of a round, nothing was measured, and the training's values are empty. A test value stands where
+    there was a test, the clipping norm of the next round and epsilon so far where there is differential privacy, the distortion
+    of what was aggregated where it can be measured, and `clients_empty` where clients are weighted by their examples.
     """
     names = ["loss", *(metric.name for metric in metrics)]
     return (
@@ -42,6 +44,7 @@ def columns(metrics: Sequence[Metric], more: Sequence[str] = ()) -> tuple[str, .
         "broadcast_distortion",
         "aggregate_distortion",
         "clients_left_out",
+        "clients_empty",
         "clients_dropped",
         "clients_late",
         "clipping_norm",

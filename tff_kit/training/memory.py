@@ -1,4 +1,4 @@
-"""Memory of long runs: what a round leaves behind goes back to the system before the next ones pile up on it."""
+"""Memory of long runs: returns to the system what finished rounds leave behind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Callable
 
 @contextlib.contextmanager
 def given_back() -> Iterator[Callable[[], None]]:
-    """Yields a function to call every few rounds, a matter of milliseconds.
+    """Yields a function that frees the memory of finished rounds. Call it every few rounds; it takes milliseconds.
 
-    The results of TFF's rounds, model and all, hang in reference cycles. Python looks for such when new objects are a quarter
-    of all, and with TensorFlow there are half a million: hundreds of MiB would wait. So it only looks at what is made in here.
-    And what was freed the C library keeps in its pools, unless told.
+    The results of TFF's rounds, including the model, are held by reference cycles. Python collects cycles once new objects are a
+    quarter of all objects. TensorFlow has half a million objects, so hundreds of MiB would wait. Inside this context, Python
+    checks only the objects created in it. The C library then returns the freed memory to the system.
     """
     gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # The GNU library has it.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # Only the GNU library has it.
 
     def give_back() -> None:
         gc.collect()

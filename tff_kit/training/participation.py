@@ -27,7 +27,8 @@ def sample_clients(client_ids: Sequence[str], count: int, round_num: int, seed: 
     """
     start = int(np.random.RandomState(seed).randint(1, _MODULUS - 1))
     drawn = np.random.RandomState(pow(_MULTIPLIER, round_num, _MODULUS) * start % _MODULUS)
-    return drawn.choice(client_ids, size=count, replace=False).tolist()
+    # Drawn by their places: an array of NumPy's would take zeros from the end of an id.
+    return [client_ids[place] for place in drawn.choice(len(client_ids), size=count, replace=False)]
 
 
 def client_seeds(count: int, round_num: int, seed: int) -> np.ndarray:

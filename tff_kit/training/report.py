@@ -45,10 +45,13 @@ class Progress(_WithBar):
         """Shows a finished round."""
         values = [(name, row[f"train_{name}"]) for name in ("loss", *self._names)]
         values.append((f"test {self._names[0]}", row[f"test_{self._names[0]}"]))
-        measured = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values if value is not None)
-        left_out = f", {row['clients_left_out']} clients left out: update not finite" if row["clients_left_out"] else ""
+        measured = "".join(f"{name.replace('_', ' ')} {value:.4f}, " for name, value in values if value is not None)
+        reasons = {"update not finite": row["clients_left_out"], "no examples": row["clients_empty"]}
+        left_out = "".join(
+            f", {count} client{'s' if count > 1 else ''} left out: {why}" for why, count in reasons.items() if count
+        )
         self._console.print(
-            f"round {row['round']:3d}: {measured}, "
+            f"round {row['round']:3d}: {measured}"
             f"broadcast {format_size(row['broadcast_bits'])}, aggregated {format_size(row['aggregate_bits'])}, "
             f"{row['seconds']:.2f} s{left_out}",
             highlight=False,

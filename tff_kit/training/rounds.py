@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import grpc
@@ -22,7 +21,7 @@ from tff_kit.algorithm import assembly, privacy
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment
 from tff_kit.runtime import cluster, sizing
-from tff_kit.training import logs, memory, participation, report, runs
+from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs
 from tff_kit.training.evaluation import compiled, evaluate_model
 
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
@@ -57,8 +56,8 @@ def train(
     console = console or Console()
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
-    path = runs.default_path(logdir, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run:
+    path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
+    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
@@ -87,14 +86,16 @@ class _Training:
     ):
         nest_asyncio.apply()  # TFF's managers are asynchronous; inside Jupyter there is a loop already.
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
-        self._process = assembly.build_process(experiment, data)
         self._accountant = accountant
+        self._initial = initial.InitialWeights(experiment, data, run)
+        self._process = assembly.build_process(experiment, data, self._initial.weights)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = compiled(experiment.build_model(), experiment)
+        if self._initial.weights is not None:
+            report.print_note(console, self._initial.describe())
+            self._initial.weights.assign_weights_to(self._model)
         self._metrics = [(metric.name, metric.build().name) for metric in experiment.metrics()]
-        self._checkpoints = tff.program.FileProgramStateManager(
-            run.checkpoints, prefix="round_", keep_total=_KEPT_CHECKPOINTS, keep_first=False
-        )
+        self._checkpoints = checkpoints.Checkpoints(run.checkpoints, prefix="round_", kept=_KEPT_CHECKPOINTS)
         self._logs = logs.Logs(run, experiment, data)
 
     def run(self) -> None:
@@ -117,23 +118,36 @@ class _Training:
         weights = tff.learning.models.ModelWeights.from_model(self._model)
         state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
         spent = np.zeros(2, np.int64)
-        versions = asyncio.run(self._checkpoints.get_versions())
-        if not versions:
+        found = self._last_checkpoint([*tf.nest.flatten(state), spent])
+        if found is None:
             self._logs.clear()
             return state, 0, spent
-        # Kept as a flat list: TensorFlow's SavedModel takes tuples and dicts for its own, and gives others back.
-        leaves = [*tf.nest.flatten(state), spent]
-        try:
-            saved = asyncio.run(self._checkpoints.load(versions[-1], leaves))
-            same = [np.shape(leaf) for leaf in leaves] == [np.shape(leaf) for leaf in saved]
-        except ValueError:  # Another number of tensors.
-            same = False
-        if not same:
+        round_num, (*leaves, spent) = found
+        self._initial.go_on_after(round_num)
+        return tf.nest.pack_sequence_as(state, leaves), round_num, spent
+
+    def _last_checkpoint(self, expected: list[Any]) -> Optional[tuple[int, list[Any]]]:
+        """Returns the round and the arrays of the last checkpoint that is not damaged; `None` where there is no checkpoint."""
+        versions = self._checkpoints.versions()
+        for version in versions:
+            try:
+                saved = self._checkpoints.load(version, expected)
+            except checkpoints.DamagedError as error:
+                report.print_note(self._console, str(error))
+                continue
+            if saved is None:
+                raise runs.RunError(
+                    f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
+                    f"{self._checkpoints.path(version)}, found one with other tensors. Use another --logdir."
+                )
+            report.print_note(self._console, f"The run goes on after round {version}.")
+            return version, saved
+        if versions:
             raise runs.RunError(
-                f"Expected a checkpoint of {self._experiment.task}'s model and encoders in "
-                f"{self._run.checkpoints}, found one with other tensors. Use another --logdir."
+                f"Expected a checkpoint to go on from in {self._run.checkpoints}, found damaged ones only. "
+                "Use --overwrite to train anew, or another --logdir."
             )
-        return tf.nest.pack_sequence_as(state, saved[:-1]), versions[-1], saved[-1]
+        return None
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
         experiment = self._experiment
@@ -142,9 +156,10 @@ class _Training:
         seeds = participation.client_seeds(count, round_num, experiment.seed)
         dropped, late = participation.draw_missing(experiment, round_num, count)
         heard = ~dropped & ~late
+        heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
         began = time.monotonic()
         try:
-            state, metrics = self._process.next(state, [x for x, is_heard in zip(zip(clients, seeds), heard) if is_heard])
+            state, metrics = self._process.next(state, heard_clients)
         except cluster.LostError as error:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
@@ -154,25 +169,29 @@ class _Training:
             raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
+        self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
         sizes = self._sizes.get_size_info()
-        train = metrics["client_work"]["train"]
+        # Where all clients were left out nothing was measured, and sums are zero.
+        train = metrics["client_work"]["train"] if metrics["client_work"]["train"]["num_examples"] else {}
         # An aggregation of one's own measures what it likes.
         aggregator = metrics["aggregator"] if isinstance(metrics["aggregator"], Mapping) else {}
         mean, weight = aggregator.get("mean_value") or {}, aggregator.get("mean_weight") or {}
         row = {
             "round": round_num,
-            "train_loss": train["loss"],
-            **{f"train_{name}": train[keras_name] for name, keras_name in self._metrics},
+            "train_loss": train.get("loss"),
+            **{f"train_{name}": train.get(keras_name) for name, keras_name in self._metrics},
             "test_loss": None,
             **{f"test_{name}": None for name, _ in self._metrics},
             "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
             "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
             "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
-            "aggregate_distortion": mean.get("distortion"),  # None where nothing is encoded: of secure sums and noisy ones.
+            "aggregate_distortion": mean.get("distortion")
+            if train
+            else None,  # None where nothing is encoded: of secure sums and noisy ones.
             "clients_dropped": int(dropped.sum()),
             "clients_late": int(late.sum()),
-            "clients_left_out": weight.get("left_out"),
+            **self._left_out(weight.get("left_out"), heard_clients),
             "clipping_norm": mean.get("clipping_norm"),
             "epsilon": self._accountant and self._accountant.epsilon(round_num),
         }
@@ -182,9 +201,20 @@ class _Training:
             row.update({f"test_{name}": value for name, value in tested.items() if name != "examples"})
         return state, row
 
+    def _left_out(self, count: Optional[int], clients: Sequence[tuple[bytes, int]]) -> dict[str, Optional[int]]:
+        """Returns how many clients were left out because their update was not finite, and how many because they have no examples.
+
+        A weight of zero means either; only where there is one are clients' data looked at here.
+        """
+        if count is None or not self._experiment.weighted:
+            return {"clients_left_out": count, "clients_empty": None}
+        batches = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
+        empty = sum(next(iter(of_client.take(1)), None) is None for of_client in batches)
+        return {"clients_left_out": count - empty, "clients_empty": empty}
+
     def _put_weights(self, state: Any) -> None:
         self._process.get_model_weights(state).assign_weights_to(self._model)
 
     def _save(self, state: Any, round_num: int, row: dict[str, Any]) -> None:
         spent = np.array([row["broadcast_bits"], row["aggregate_bits"]], np.int64)
-        asyncio.run(self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num))
+        self._checkpoints.save([*tf.nest.flatten(state), spent], version=round_num)

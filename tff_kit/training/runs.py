@@ -17,19 +17,23 @@ import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from typing import Any, Optional, TypeVar, Union
 
+import h5py
 import tensorflow as tf
 
 from tff_kit.errors import UserError
 from tff_kit.experiment import Training
+from tff_kit.training import settings
 
 T = TypeVar("T", bound=Training)
 _LENGTHS = {"rounds", "epochs"}  # The settings that a resumed run may have more of.
@@ -81,27 +85,51 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise RunError(f"Expected a trained model in {self.model}, found none: {error}") from error
 
+    def load_weights(self, model: tf.keras.Model) -> None:
+        """Sets the weights of `model` to those of the final model; raises `RunError` where there are none, or others.
+
+        Nothing else of the file is used, so layers with code in them, such as `Lambda`, need not be read from it.
+        """
+        if not self.model.exists():
+            raise RunError(f"Expected a trained model in {self.model}, found none.")
+        try:
+            model.load_weights(self.model)
+            arrays = _count_arrays(self.model)
+        except Exception as error:  # Whatever Keras, HDF5 and zip make of other files and of damaged ones.
+            why = first_line(error) or type(error).__name__
+            raise RunError(f"Expected weights of this model in {self.model}, found others or a damaged file: {why}.") from error
+        if arrays > len(model.weights):
+            raise RunError(f"Expected {len(model.weights)} arrays of weights in {self.model}, found {arrays}: another model.")
+
     def read_settings(self, expected: type[T]) -> T:
         """Returns the settings of the run; raises `RunError` where there is none, or of another task."""
         try:
-            settings = json.loads(self.settings.read_text())
-            if settings["task"] == expected.task:
-                return expected(**settings["settings"])
+            stored = json.loads(self.settings.read_text())
+            if stored["task"] == expected.task:
+                return settings.from_plain(expected, stored["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"Expected a run with its settings.json in {self.path}, found {error!r}.") from error
-        raise RunError(f"Expected a run of {expected.task} in {self.path}, found one of {settings['task']}.")
+        raise RunError(f"Expected a run of {expected.task} in {self.path}, found one of {stored['task']}.")
 
     def write_settings(self, training: Training, data_name: str, notes: tuple[str, ...], **more: Any) -> None:
         """Writes the settings, and `more` that a run may change when it goes on."""
-        settings: dict[str, Any] = {
+        stored: dict[str, Any] = {
             "task": training.task,
-            "settings": dataclasses.asdict(training),
+            "settings": settings.as_plain(training),
             "data": data_name,
             "notes": list(notes),
             "versions": versions(),
             **more,
         }
-        write_whole(self.settings, json.dumps(settings, indent=2) + "\n")
+        write_whole(self.settings, json.dumps(stored, indent=2) + "\n")
+
+
+def _count_arrays(path: pathlib.Path) -> int:
+    """Returns how many arrays of weights a Keras file has."""
+    names: list[str] = []
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as stored, h5py.File(stored) as file:
+        file.visititems(lambda name, value: names.append(name) if isinstance(value, h5py.Dataset) else None)
+    return sum(not name.startswith(("optimizer/", "metrics/")) for name in names)
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -126,12 +154,23 @@ def read_number(text: str) -> Union[int, float, None]:
     return int(text) if re.fullmatch("[0-9]+", text) else float(text)
 
 
-def default_path(logdir: Optional[Union[str, pathlib.Path]], *names: str) -> pathlib.Path:
-    """Returns `logdir`, or where there is none a folder in `logs/` with a name made of `names` and the time."""
+def run_path(logdir: Optional[Union[str, pathlib.Path]], resume: bool, *names: str) -> pathlib.Path:
+    """Returns `logdir`, or where there is none a new folder in `logs/` with a name made of `names` and the time.
+
+    Raises:
+      RunError: If a run shall go on, and there is no `logdir`.
+    """
     if logdir:
         return pathlib.Path(logdir)
+    if resume:
+        raise RunError("Expected the run to go on with, found no --logdir.")
     name = re.sub(r"[^\w.+=-]", "", "_".join(names).replace("/", "_"))  # A SPEC has characters that folders had better not.
-    return pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    started = pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    for path in (started, *(started.with_name(f"{started.name}_{i}") for i in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):  # Another training began in this second.
+            path.mkdir(parents=True)
+            break
+    return path
 
 
 @contextlib.contextmanager
@@ -149,6 +188,7 @@ def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bo
     """
     if resume and overwrite:
         raise RunError("Expected --resume or --overwrite, found both.")
+    settings.as_plain(training)  # Refused before anything is written.
     run = RunDirectory(path)
     if path.exists() and not path.is_dir():
         raise RunError(f"Expected a folder for the run's files, found the file {path}.")
@@ -164,6 +204,22 @@ def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bo
         if overwrite:
             _delete_run(path)
         yield run
+
+
+@contextlib.contextmanager
+def told(run: RunDirectory) -> Iterator[None]:
+    """Makes a `RunError` of what TensorFlow or the system say when they can't go on, such as on a full disk."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        why = error.message if isinstance(error, tf.errors.OpError) else error
+        go_on = f" Once that is mended, it goes on with --resume --logdir {run.path}." if run.settings.exists() else ""
+        raise RunError(f"The training in {run.path} stopped: {first_line(why)}.{go_on}") from error
+
+
+def first_line(message: Any) -> str:
+    """Returns the first line of a message, without a stop at its end."""
+    return str(message).strip().split("\n")[0].rstrip(". ")
 
 
 @contextlib.contextmanager
@@ -188,8 +244,7 @@ def _delete_run(path: pathlib.Path) -> None:
 
 
 def _check_same_settings(run: RunDirectory, training: Training) -> None:
-    before = dataclasses.asdict(run.read_settings(type(training)))
-    now = dataclasses.asdict(training)
+    before, now = settings.as_plain(run.read_settings(type(training))), settings.as_plain(training)
     other = [
         f"{name} {before.get(name)} then, {now[name]} now"
         for name in now

@@ -172,7 +172,7 @@ class _Unpickler(pickle.Unpickler):
     """Reads arrays of NumPy and bytes, and nothing that could run code: a folder may come from anywhere."""
 
     def find_class(self, module: str, name: str) -> Any:
-        of_numpy = module.split(".")[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype"}
+        of_numpy = module.split(".", maxsplit=1)[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype"}
         if of_numpy or (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"the name {module}.{name}, which no batch has")

@@ -1,10 +1,10 @@
-"""Handwritten digits by writer: EMNIST as TensorFlow Federated has it, or the small set inside scikit-learn.
+"""Handwritten digits by writer: EMNIST as TensorFlow Federated has it, MNIST by writer, or the small set inside scikit-learn.
 
 EMNIST: G. Cohen, S. Afshar, J. Tapson, A. van Schaik: EMNIST: an extension of MNIST to handwritten letters, 2017, arXiv
 1702.05373; by writer in S. Caldas et al.: LEAF: A Benchmark for Federated Settings, 2018, arXiv 1812.01097. The digits in
 scikit-learn are the test set of E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998.
 
-Both give images of float32 [28, 28], 1.0 for the background and 0.0 for ink, and int32 labels.
+All give images of float32 [28, 28], 1.0 for the background and 0.0 for ink, and int32 labels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets.federated import DataError, FederatedDataset
+from tff_kit.tasks.emnist import mnist_by_writer
 
 MAX_CLIENT_DATASET_SIZE = 418  # The largest EMNIST client: shuffling with this buffer shuffles any client whole.
 TEST_BATCH_SIZE = 500
 
+_NAMES = ("auto", "emnist", "mnist-by-writer", "digits")
 _FILE = "emnist_all.sqlite"
 _DOWNLOAD = "https://storage.googleapis.com/tff-datasets-public/emnist_all.sqlite.lzma"  # Where TFF fetches it.
 _REACH_SECONDS = 4.0
@@ -42,7 +44,8 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
 
     Args:
       data: `auto`, EMNIST where it is cached or can be downloaded and else the digits in scikit-learn; `emnist`, EMNIST
-        or an error; `digits`, the ones in scikit-learn; or the folder that holds, or shall hold, `emnist_all.sqlite`.
+        or an error; `mnist-by-writer`, the data of the project's results, made from MNIST's and QMNIST's files; `digits`,
+        the ones in scikit-learn; or the folder that holds, or shall hold, `emnist_all.sqlite` or MNIST's and QMNIST's files.
       only_digits: Ten classes; False for EMNIST's 62.
       batch_size: Examples in a training batch; a client's last one is smaller.
       local_epochs: How often a client goes through its examples in a round.
@@ -57,18 +60,27 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
 
     if data == "digits":
         return _load_scikit_learn(batches, only_digits, "This")
-    folder = pathlib.Path.home() / ".tff" if data in ("auto", "emnist") else pathlib.Path(data)
-    if data not in ("auto", "emnist") and not folder.is_dir():
-        raise DataError(f"Expected --data to be auto, emnist, digits or a folder; found {data!r}, and no such folder.")
-    missing = None if (folder / _FILE).exists() else _download(folder)
+    path = database_of(data)
+    if data not in _NAMES and not path.parent.is_dir():
+        raise DataError(f"Expected --data to be {', '.join(_NAMES)} or a folder; found {data!r}, and no such folder.")
+    if not path.exists() and (data == "mnist-by-writer" or mnist_by_writer.is_source(path.parent)):
+        mnist_by_writer.build(path.parent, path)
+    missing = None if path.exists() else _download(path.parent)
     if missing is None:
-        return _load_sqlite(folder / _FILE, batches, only_digits)
+        return _load_sqlite(path, batches, only_digits)
     if data == "auto":
         return _load_scikit_learn(batches, only_digits, f"EMNIST is not here ({missing}), so this")
     raise DataError(
-        f"Expected EMNIST as {_FILE} in {folder} or over the network, found neither: {missing}. "
+        f"Expected EMNIST as {path.name} in {path.parent} or over the network, found neither: {missing}. "
         "Put the file there, or use --data digits."
     )
+
+
+def database_of(data: str) -> pathlib.Path:
+    """Returns where the database of clients is, or shall be; `data` is as in `load`, but not the digits in scikit-learn."""
+    if data in ("auto", "emnist"):
+        return pathlib.Path.home() / ".tff" / _FILE
+    return (pathlib.Path.home() / ".tff" / data if data == "mnist-by-writer" else pathlib.Path(data)) / _FILE
 
 
 def _image_and_label(example) -> tuple[tf.Tensor, tf.Tensor]:
@@ -88,7 +100,7 @@ def _load_sqlite(path: pathlib.Path, batches: Callable, only_digits: bool) -> Fe
         client_ids=clients,
         client_dataset=lambda client, seed: batches(_examples(path, splits[0], client), seed),
         test=_test_batches(_all_examples(path, splits[1])),
-        notes=(f"{empty} client{'s' * (empty > 1)} without examples left out.",) if empty else (),
+        notes=(*mnist_by_writer.notes(path), *([f"{empty} client{'s' * (empty > 1)} without examples left out."] * bool(empty))),
     )
 
 

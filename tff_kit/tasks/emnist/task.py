@@ -14,13 +14,13 @@ class Emnist(Experiment):
     """Handwritten digits by writer, as in the compression tutorial of TensorFlow Federated."""
 
     data: str = "auto"
-    """auto: EMNIST, cached or downloaded, else the digits inside scikit-learn. emnist, digits: just the one. Or the
-    folder that holds emnist_all.sqlite."""
+    """auto is EMNIST, cached or downloaded, or else the digits inside scikit-learn. emnist and digits are just one of the two.
+    mnist-by-writer is the digits of 700 writers in MNIST. A folder holds emnist_all.sqlite or QMNIST's files, or gets them."""
     only_digits: bool = True
-    """Ten classes; --no-only-digits for EMNIST's 62."""
+    """Ten classes. --no-only-digits has EMNIST's 62 classes."""
     filters: int = 32
-    """Filters of the network's first convolution, to which its other layers are in proportion. Fewer make a smaller network,
-    and fewer bits."""
+    """Filters of the network's first convolution. The other layers grow in proportion. The default is the tutorial's; fewer
+    filters make a smaller network and fewer bits."""
 
     task = "emnist"
 

@@ -1,4 +1,4 @@
-"""A store of what Whisper makes of Speech Commands, or a synthetic one to try everything with."""
+"""Makes a store of Whisper's embeddings of Speech Commands, or a synthetic store to try everything with."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ def embed(
     batch_size: Optional[int] = None,
     show_progress: bool = True,
 ) -> stores.Store:
-    """Writes the embeddings of all clips to `folder`. A run that was stopped goes on; a finished store is left as it is.
+    """Writes the embeddings of all clips to `folder`. An interrupted run resumes, and a finished store stays as it is.
 
     Args:
       speech: The clips.
-      encoder: What embeds them.
-      folder: Where the store is, or shall be.
-      dtype: "float16", or "int8" for half of the space at an error that `Store.relative_error` tells.
-      batch_size: Clips that are embedded together, by default what is fast on a CPU.
+      encoder: The encoder that embeds them.
+      folder: The store's folder.
+      dtype: "float16", or "int8" for half of the space. `Store.relative_error` has the error.
+      batch_size: Number of clips that are embedded together. The default is fast on a CPU.
       show_progress: Whether to show a bar, clips per second and the time left on the terminal.
 
+    Returns:
+      The finished store.
+
     Raises:
-      DataError: If there is another store in `folder`, another process is writing to it, the disk is full, or a clip has
-        become unreadable.
+      DataError: If another store is in `folder`, another process writes to it, the disk is full, or a clip has become
+        unreadable.
     """
     batch_size = batch_size or _BATCH_SIZE[encoder.window]
     splits = {name: tuple(clips) for name, clips in speech.splits.items()}
@@ -65,7 +68,7 @@ def embed(
     every = [clip for clips in splits.values() for clip in clips]
 
     def embeddings(numbers: Sequence[int]) -> np.ndarray:
-        sounds = np.zeros([batch_size, CLIP_SAMPLES], np.float32)  # always of one size, so that the same clip gives the same bits
+        sounds = np.zeros([batch_size, CLIP_SAMPLES], np.float32)  # Always of one size, so that equal clips give equal bits.
         for i, number in enumerate(numbers):
             sounds[i] = speech.read(every[number])
         return encoder.embed(tf.constant(sounds)).numpy()[: len(numbers)]
@@ -78,15 +81,18 @@ def demo(
 ) -> stores.Store:
     """Writes a small store of synthetic embeddings, to try everything without sound, encoder or network.
 
-    Each class has its own pattern, each client shifts them all a little, and noise comes on top: easy to learn, and no
-    measure of anything.
+    Each class has its own pattern, each client shifts all patterns a little, and noise is added. It is easy to learn, and its
+    accuracy means nothing.
 
     Args:
-      folder: Where to write it; `None` for a temporary folder that is removed when Python ends.
-      window: "30s" or "1s", for the shape.
-      clients: How many clients there are. As many clips as one of them has are held out for validation, and for test.
-      clips_per_client: How many clips each has.
-      seed: Of everything random in it.
+      folder: The store's folder; `None` for a temporary folder that is removed when Python ends.
+      window: "30s" or "1s". It determines the shape.
+      clients: Number of clients. Validation and test have as many clips as one client.
+      clips_per_client: Number of clips of each client.
+      seed: Seed of all random draws.
+
+    Returns:
+      The finished store.
     """
     if folder is None:
         temporary = tempfile.mkdtemp(prefix="tff_kit-synthetic-")
@@ -107,7 +113,7 @@ def demo(
         speakers_per_client=1,
         clips_sha256=f"synthetic {seed}",
         clips=dict.fromkeys(names, clips_per_client),
-        notes=("This data is synthetic: made up to try the program, no measure of any model.",),
+        notes=("This data is synthetic. It is made up to try the program, and its accuracy means nothing.",),
     )
     drawn = np.random.default_rng([seed, 0]).integers(0, classes, [len(names), clips_per_client], np.uint8)
     labels = dict(zip(names, drawn))
@@ -126,7 +132,7 @@ def demo(
 
 
 def store_gigabytes(clips: int, window: str = "30s", dtype: str = "float16", width: int = 384) -> float:
-    """Returns the size of a store, in GB of 10^9 bytes; such as for the 84,848 training clips of Speech Commands v0.02."""
+    """Returns the size of a store of `clips` clips, in GB of 10^9 bytes. Speech Commands v0.02 has 84,848 training clips."""
     return clips * (1 + stores.record_bytes(whisper.positions(window), width, dtype)) / 1e9
 
 

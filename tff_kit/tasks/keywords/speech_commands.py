@@ -2,10 +2,10 @@
 
 P. Warden: Speech Commands: A Dataset for Limited-Vocabulary Speech Recognition. 2018, arXiv 1804.03209.
 
-The folder is what the archive unpacks to: `<word>/<speaker>_nohash_<n>.wav`, 16-bit mono at 16 kHz, and long recordings
-in `_background_noise_`. Two things may be beside them: `_silence_`, the silence clips of the official test archive, and the
-official lists `validation_list.txt` and `testing_list.txt`. Clips fall into twelve classes: the ten core words, silence,
-and one class for every other word.
+The archive unpacks to this folder: `<word>/<speaker>_nohash_<n>.wav`, 16-bit mono at 16 kHz, and long recordings in
+`_background_noise_`. Two things are optional: the folder `_silence_` with the silence clips of the official test archive, and the
+official lists `validation_list.txt` and `testing_list.txt`. Clips have twelve classes: the ten core words, silence, and one class
+for all other words.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ CLIP_SAMPLES = SAMPLE_RATE
 _BACKGROUND = "_background_noise_"
 _SILENCE_FOLDER = "_silence_"
 _LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
-_SILENCE_SHARE = 0.1  # of each client's clips, as in Flower's example
-# What TensorFlow's own training on these clips does to them: earlier or later, and four of five with some noise.
+_SILENCE_SHARE = 0.1  # The share of each client's clips, as in Flower's example.
+# TensorFlow's own training on these clips alters them so: earlier or later, and four of five with some noise.
 _SHIFT_SECONDS = 0.1
 _NOISY_SHARE = 0.8
 _NOISE_VOLUME = 0.1
-# Each background recording is cut into three stretches, so that no silence clip of one split has a sample of another's.
+# Each background recording is cut into three stretches, so that the silence clips of two splits share no sample.
 _STRETCHES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Alteration:
-    """What is done to the sound of a clip.
+    """An alteration of a clip's sound.
 
     Attributes:
-      shift: Samples by which it comes later, or earlier where negative; zeros fill the gap.
+      shift: Number of samples by which the sound starts later, or earlier if negative. Zeros fill the gap.
       noise: The second of a background recording that is added.
       volume: The factor of the noise.
     """
@@ -66,9 +66,9 @@ class Clip:
 
     Attributes:
       path: The file, relative to the data's folder, with forward slashes.
-      label: 0 to 11, an index of `CLASS_NAMES`.
+      label: The class, 0 to 11: an index of `CLASS_NAMES`.
       start: The crop's first sample; 0 for a whole file.
-      alteration: What is done to the sound, for an altered copy.
+      alteration: The alteration of an altered copy; `None` for the original.
     """
 
     path: str
@@ -78,7 +78,7 @@ class Clip:
 
     @property
     def word(self) -> str:
-        """The folder that the file is in; the spoken word, or a name with underscores for silence."""
+        """The folder of the file: the spoken word, or a name with underscores for silence."""
         return self.path.split("/")[0]
 
     @property
@@ -89,15 +89,15 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechCommands:
-    """Which clips there are and who has them. Sound is read by `read`, when it is needed.
+    """An index of the clips and the clients that have them. `read` reads a clip's sound.
 
     Attributes:
-      folder: Where the data is.
+      folder: The data's folder.
       clients: The training clips of each client, silence included, by the client's id.
       validation: The clips of speakers that no client has.
       test: The clips of speakers that neither a client nor `validation` has.
-      speakers_per_client: How many speakers a client has; the last client may have fewer.
-      copies: Altered copies of each training clip that there are beside it.
+      speakers_per_client: Number of speakers of a client. The last client may have fewer.
+      copies: Number of altered copies of each training clip.
       skipped: One line for each file that could not be used, with the reason.
       notes: Sentences that a user should read before trusting a result on this data.
     """
@@ -113,7 +113,7 @@ class SpeechCommands:
 
     @property
     def splits(self) -> dict[str, Sequence[Clip]]:
-        """All clips by the name of the file that holds them in a store, clients first; the order that `embed` works in."""
+        """All clips by the name of their folder in a store, clients first. `embed` works in this order."""
         return {**{f"clients/{c}": clips for c, clips in self.clients.items()}, "validation": self.validation, "test": self.test}
 
     @property
@@ -122,10 +122,10 @@ class SpeechCommands:
         return {client: np.array([clip.label for clip in clips]) for client, clips in self.clients.items()}
 
     def read(self, clip: Clip) -> np.ndarray:
-        """Returns the sound of `clip`: float32 [16000] in [-1, 1], with zeros behind a recording shorter than a second.
+        """Returns the sound of `clip`, float32 [16000] in [-1, 1]. Zeros follow a recording shorter than one second.
 
         Raises:
-          DataError: If the file is no longer what it was when the folder was indexed.
+          DataError: If the file cannot be read any more.
         """
         sound = self._recorded(clip)
         if clip.alteration is None:
@@ -141,7 +141,7 @@ class SpeechCommands:
                 frames = file.readframes(CLIP_SAMPLES)
         except (OSError, EOFError, wave.Error) as error:
             raise DataError(
-                f"Expected a wav file at {self.folder / clip.path}, as when it was indexed, found: {error}."
+                f"Expected a wav file at {self.folder / clip.path}, as when the folder was indexed, found: {error}."
             ) from error
         sound = np.zeros(CLIP_SAMPLES, np.float32)
         sound[: len(frames) // 2] = np.frombuffer(frames[: len(frames) // 2 * 2], "<i2") / np.float32(32768)
@@ -149,7 +149,7 @@ class SpeechCommands:
 
 
 def download(folder: os.PathLike, stall_seconds: float = 30.0) -> pathlib.Path:
-    """Fetches Speech Commands v0.02, 2.43 GB, and unpacks it as `folder`, 3.8 GB; see `download.download`."""
+    """Downloads Speech Commands v0.02 (2.43 GB) and unpacks it as `folder` (3.8 GB); see `tff_kit.datasets.download.download`."""
     return archive.download(URL, folder, SHA256, stall_seconds)
 
 
@@ -161,23 +161,26 @@ def load_data(
     copies: int = 0,
     show_progress: bool = False,
 ) -> SpeechCommands:
-    """Indexes a folder of Speech Commands: reads every file's header, leaves out what is broken, forms clients.
+    """Indexes a folder of Speech Commands: reads every file's header, leaves out broken files, and forms clients.
 
-    Speakers are split by the official lists where the folder has them, else by `seed`. In the order of their ids, each
-    `speakers_per_client` training speakers make one client. Silence is a tenth of each client's clips and of the
-    held-out clips, no crop used twice; for the held-out clips it comes from `_silence_` where there is one.
+    Speakers are split by the official lists if the folder has them, and otherwise by `seed`. In the order of their ids, each
+    `speakers_per_client` training speakers make one client. Silence is a tenth of each client's clips and of the held-out
+    clips. No crop is used twice. The held-out silence comes from `_silence_` if there is such a folder.
 
     Args:
-      folder: The data as the archive unpacks.
-      speakers_per_client: How many speakers make a client; Flower's example has five.
-      held_out: The shares of speakers for validation and for test. Only used where there are no official lists.
-      seed: Chooses the held-out speakers, the silence and what is done to copies.
-      copies: Altered copies of each training clip that the client has beside it: shifted by up to a tenth of a second, and four
-        of five with background noise of at most a tenth of its volume. A tenth is silence then, too.
+      folder: The data, as the archive unpacks.
+      speakers_per_client: Number of speakers of a client. Flower's example has five.
+      held_out: The shares of speakers for validation and for test. Official lists override them.
+      seed: Seed of the held-out speakers, the silence, and the alterations of copies.
+      copies: Number of altered copies of each training clip. A copy is shifted by up to a tenth of a second. Four of five copies
+        have background noise of at most a tenth of its volume. A tenth of the clips is silence then, too.
       show_progress: Whether to show a bar on the terminal.
 
+    Returns:
+      The index.
+
     Raises:
-      DataError: If the folder is missing, has an empty word folder, no usable clip or background noise, one official list
+      DataError: If the folder is missing, or has an empty word folder, no usable clip, no background noise, one official list
         without the other, or a speaker on two sides of the official split.
     """
     folder = pathlib.Path(folder)
@@ -203,7 +206,7 @@ def load_data(
     split_of = _official_split(folder, usable)
     if split_of is None:
         split_of = _seeded_split(speakers, held_out, seed)
-        notes.append("Speakers were split by a seed, since the official lists are not there; figures on them are not comparable.")
+        notes.append("The official lists are missing, so a seed splits the speakers. Figures do not compare with published ones.")
     words_of: dict[str, list[Clip]] = {"train": [], "validation": [], "test": []}
     for clip in usable:
         words_of[split_of[clip.speaker]].append(clip)
@@ -222,7 +225,7 @@ def load_data(
     for (client, clips), end, count in zip(clients.items(), np.cumsum(counts), counts):
         clients[client] = [*clips, *crops[end - count : end]]
     held = {}
-    for split in ("test", "validation"):  # the test set chooses first from what was recorded for it
+    for split in ("test", "validation"):  # The test set chooses first from the silence that was recorded for it.
         count = _silence_count(len(words_of[split]))
         chosen, recorded = recorded[:count], recorded[count:]
         held[split] = [*words_of[split], *chosen, *_crops(backgrounds, split, count - len(chosen), seed)]
@@ -240,7 +243,7 @@ def _word_folders(folder: pathlib.Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(
             f"Expected the Speech Commands folder at {folder}, found {'a file' if folder.exists() else 'nothing'}. Unpack "
-            "the archive there, or let it be downloaded."
+            "the archive there, or download it with python -m tff_kit embed --download."
         )
     words = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
     if not words:
@@ -278,7 +281,7 @@ def _problem(path: pathlib.Path, at_least: int = 1, at_most: Optional[int] = Non
                 return f"{sound.getnchannels()} channels, expected 1"
             if sound.getsampwidth() != 2:
                 return f"{8 * sound.getsampwidth()} bits a sample, expected 16"
-            # wave reads up to the first sample and no further, so what follows in the file must be the samples.
+            # wave reads only up to the first sample, so the rest of the file must be the samples.
             there = (os.fstat(file.fileno()).st_size - file.tell()) // 2
     except EOFError:
         return "an empty file" if path.stat().st_size == 0 else "ends within its header"
@@ -314,7 +317,7 @@ def _backgrounds(folder: pathlib.Path, skipped: list[str]) -> dict[str, int]:
 
 
 def _official_split(folder: pathlib.Path, clips: Iterable[Clip]) -> Optional[dict[str, str]]:
-    """Returns the split of each speaker by the official lists, or `None` without lists."""
+    """Returns the split of each speaker by the official lists, or `None` if there are no lists."""
     there = {split: (folder / name).is_file() for split, name in _LISTS.items()}
     if not any(there.values()):
         return None
@@ -332,7 +335,7 @@ def _official_split(folder: pathlib.Path, clips: Iterable[Clip]) -> Optional[dic
         if split_of.setdefault(clip.speaker, split) != split:
             raise DataError(
                 f"Expected each speaker on one side of the official lists in {folder}, found {clip.speaker} in {split} "
-                f"({clip.path}) and in {split_of[clip.speaker]}. Take the lists of the archive, or remove both."
+                f"({clip.path}) and in {split_of[clip.speaker]}. Use the lists of the archive, or remove both."
             )
     return split_of
 
@@ -360,7 +363,7 @@ def _silence_count(words: int) -> int:
 
 
 def _crops(backgrounds: Mapping[str, int], split: str, count: int, seed: int) -> list[Clip]:
-    """Returns `count` crops of the background recordings in a random order, no two of which start at the same sample."""
+    """Returns `count` crops of the background recordings in a random order. No two start at the same sample."""
     low, high = _STRETCHES[split]
     first = {path: int(low * samples) for path, samples in backgrounds.items()}
     starts = [int(high * samples) - CLIP_SAMPLES + 1 - first[path] for path, samples in backgrounds.items()]
@@ -378,7 +381,7 @@ def _crops(backgrounds: Mapping[str, int], split: str, count: int, seed: int) ->
 
 
 def _altered(clip: Clip, backgrounds: Mapping[str, int], drawn: np.random.Generator) -> Clip:
-    """Returns a copy of `clip` that sounds a little different, with noise from the stretches that are for training."""
+    """Returns a slightly different copy of `clip`, with noise from the stretches for training."""
     most = round(_SHIFT_SECONDS * SAMPLE_RATE)
     path = str(drawn.choice(list(backgrounds)))
     start = int(drawn.integers(int(_STRETCHES["train"][1] * backgrounds[path]) - CLIP_SAMPLES + 1))

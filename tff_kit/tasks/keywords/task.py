@@ -20,24 +20,24 @@ class KeywordSpotting(Experiment):
     """A head on Whisper's embeddings of Speech Commands, as in Flower's Whisper example."""
 
     clients: int = 21
-    """Clients sampled in each round, without replacement; all where there are fewer."""
+    """Clients sampled in each round, without replacement. All clients take part if there are fewer. As in Flower's example."""
     client_optimizer: Literal["sgd", "adam"] = "adam"
-    """What clients train with."""
+    """Optimizer of the clients, as in Flower's example."""
     client_lr: float = 1e-3
-    """Learning rate of the clients."""
+    """Learning rate of the clients, as in Flower's example."""
     batch_size: int = 8
-    """Clips in a client's training batch; the last, smaller one is dropped."""
+    """Clips in a client's training batch, as in Flower's example. The last, smaller batch is dropped."""
     eval_every: int = 1
-    """Rounds between evaluations on the held-out speakers; a checkpoint is kept as often."""
+    """Rounds between evaluations on the held-out speakers, and between checkpoints. There are few rounds."""
     data: str = "embeddings"
-    """Folder of the embeddings that `python -m tff_kit embed` makes, or demo for synthetic ones."""
+    """Folder of embeddings that `python -m tff_kit embed` made, or demo for synthetic ones."""
     window: Window = "30s"
-    """Sound that the embeddings were made of: Whisper's 30 s, 1500 positions, or just the clip's 1 s, 50 positions."""
+    """Sound that the embeddings were made of: Whisper's 30 s (1500 positions), or only the clip's 1 s (50 positions)."""
     filters: int = 128
-    """Filters of the head's convolution. Fewer make a smaller head, and fewer bits."""
+    """Filters of the head's convolution, as in Flower's example. Fewer filters make a smaller head and fewer bits."""
     balanced: bool = False
-    """Whether clients draw clips with replacement so that classes are about balanced, as in Flower's example, instead of taking
-    each clip once in a local epoch."""
+    """Whether clients draw clips with replacement so that classes are about balanced, as in Flower's example. By default a client
+    takes each clip once in a local epoch."""
 
     task = "kws"
     fewer_clients_will_do = True
@@ -57,20 +57,20 @@ class KeywordSpotting(Experiment):
 
 
 class CentralizedKeywordSpotting(CentralizedTraining):
-    """The same head on all clients' clips together, without federation: what federated averaging is compared with."""
+    """The same head, trained on all clients' clips together without federation, for comparison."""
 
     epochs: int = 3
-    """Epochs of training; the head is kept that was best on the validation speakers."""
+    """Epochs of training. The head that was best on the validation speakers is kept."""
     batch_size: int = 8
     """Clips in a training batch, drawn so that classes are about balanced."""
     seed: int = 0
-    """Of the initial weights and the drawing of clips."""
+    """Seed of the initial weights and of the draws of clips."""
     checkpoint: Optional[str] = None
-    """A head to start from: model.keras of a run, or safetensors in the names of the PyTorch module's state_dict."""
+    """A head to start from: the model.keras of a run, or safetensors with the names of the PyTorch module's state_dict."""
     data: str = "embeddings"
-    """Folder of the embeddings that `python -m tff_kit embed` makes, or demo for synthetic ones."""
+    """Folder of embeddings that `python -m tff_kit embed` made, or demo for synthetic ones."""
     window: Window = "30s"
-    """Sound that the embeddings were made of: Whisper's 30 s, 1500 positions, or just the clip's 1 s, 50 positions."""
+    """Sound that the embeddings were made of: Whisper's 30 s (1500 positions), or only the clip's 1 s (50 positions)."""
 
     task = "kws-centralized"
 

@@ -1,11 +1,11 @@
-"""The frozen encoder: one-second clips of sound -> embeddings. Run once a clip, and never trained.
+"""Whisper's frozen encoder: turns one-second clips of sound into embeddings. It runs once a clip and is never trained.
 
 A. Radford, J. W. Kim, T. Xu, G. Brockman, C. McLeavey, I. Sutskever: Robust Speech Recognition via Large-Scale Weak
 Supervision. ICML 2023, arXiv 2212.04356.
 
-Whisper hears 30 s, so a clip of 1 s is followed by 29 s of zeros, most of the work and of the result. `WINDOWS` has both
-that, as Flower's example does it, and an input of 1 s, for which the encoder makes its first 50 positions only; they
-differ from the first 50 of the long window, in which every position attends to the zeros too.
+Whisper hears 30 s, so a clip of 1 s is followed by 29 s of zeros. They make most of the work and of the result. Flower's
+example does it this way. The 1-s window gives the encoder only the clip, and it makes only its first 50 positions. These differ
+from the first 50 of the long window, where every position attends to the zeros too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tff_kit.datasets.federated import DataError
 from tff_kit.tasks.keywords.speech_commands import SAMPLE_RATE
 
 DEFAULT_MODEL = "openai/whisper-tiny"
-WINDOWS = {"30s": 30, "1s": 1}  # seconds of sound that the encoder is given
+WINDOWS = {"30s": 30, "1s": 1}
+"""The windows, with the seconds of sound that the encoder is given."""
 _POSITIONS_PER_SECOND = 50
 
 _FRAME_SAMPLES = 400  # of the log-mel spectrogram that Whisper was trained on
@@ -39,13 +40,13 @@ class Encoder:
     """Whisper's encoder with one window.
 
     Attributes:
-      model: The hub id or the name of the local folder that the weights are from.
-      weights_sha256: Of the encoder's weights as float32, so that it is the same for equal weights in other files.
+      model: The hub id or the local folder's name of the weights.
+      weights_sha256: SHA-256 of the encoder's weights as float32. Equal weights in different files have the same one.
       window: A key of `WINDOWS`.
-      positions: How many embeddings a clip has: 1500 for 30 s, 50 for 1 s.
-      width: Of an embedding.
-      embed: From clips, float32 [batch, 16000], to embeddings, float32 [batch, positions, width]. A `tf.function`: keep
-        the batch's size the same from call to call.
+      positions: Number of embeddings a clip: 1500 for 30 s, 50 for 1 s.
+      width: Number of elements of an embedding.
+      embed: A `tf.function` from clips, float32 [batch, 16000], to embeddings, float32 [batch, positions, width]. Keep the
+        batch size the same from call to call.
     """
 
     model: str
@@ -57,7 +58,7 @@ class Encoder:
 
 
 def positions(window: str) -> int:
-    """Returns how many embeddings a clip has with `window`.
+    """Returns the number of embeddings of a clip with `window`.
 
     Raises:
       ValueError: If there is no such window.
@@ -68,15 +69,18 @@ def positions(window: str) -> int:
 
 
 def load_encoder(model: Union[str, os.PathLike] = DEFAULT_MODEL, window: str = "30s") -> Encoder:
-    """Loads Whisper's encoder by transformers' TensorFlow classes; PyTorch is not needed.
+    """Loads Whisper's encoder with transformers' TensorFlow classes. PyTorch is not needed.
 
     Args:
       model: An id of the Hugging Face hub, or a local folder with `config.json` and `model.safetensors`. The decoder's
         weights may be missing.
       window: "30s" or "1s".
 
+    Returns:
+      The encoder.
+
     Raises:
-      DataError: If the model can't be found, fetched or read, or is not a Whisper model.
+      DataError: If the model cannot be found, downloaded or read, or is not a Whisper model.
       ValueError: If there is no such window.
     """
     count = positions(window)
@@ -84,7 +88,7 @@ def load_encoder(model: Union[str, os.PathLike] = DEFAULT_MODEL, window: str = "
     config, encoder = _load(folder)
     if count > config.max_source_positions:
         raise DataError(f"Expected an encoder of {count} positions in {folder}, found {config.max_source_positions}.")
-    encoder.max_source_positions = count  # how many positional embeddings it adds, from the first on
+    encoder.max_source_positions = count  # It adds only the first `count` positional embeddings.
     log_mel = log_mel_fn(config.num_mel_bins, WINDOWS[window])
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float32)])
@@ -96,11 +100,11 @@ def load_encoder(model: Union[str, os.PathLike] = DEFAULT_MODEL, window: str = "
 
 
 def log_mel_fn(mel_bins: int, seconds: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function that makes the encoder's input: [batch, samples] -> [batch, mel_bins, 100 x seconds].
+    """Returns the function that makes the encoder's input: float32 [batch, samples] to float32 [batch, mel_bins, 100 x seconds].
 
-    The same numbers as transformers' feature extractor, whose version without PyTorch goes through every frame in Python.
+    It computes the numbers of transformers' feature extractor. That one, without PyTorch, loops over every frame in Python.
     """
-    from transformers import audio_utils  # takes seconds, and only this module needs it
+    from transformers import audio_utils  # The import takes seconds, and only this module needs it.
 
     filters = tf.constant(
         audio_utils.mel_filter_bank(
@@ -111,8 +115,8 @@ def log_mel_fn(mel_bins: int, seconds: int) -> Callable[[tf.Tensor], tf.Tensor]:
     samples = seconds * SAMPLE_RATE
 
     def log_mel(clips):
-        clips = tf.cast(clips[:, :samples], tf.float64)  # in float32 the quiet bins of a loud frame are off by 1e-3
-        # Frames in the zeros behind a clip all come out at the floor, so only those that touch the clip are computed.
+        clips = tf.cast(clips[:, :samples], tf.float64)  # In float32, the quiet bins of a loud frame are off by 1e-3.
+        # Frames in the zeros behind a clip are all at the floor, so only frames that touch the clip are computed.
         touched = tf.minimum(samples, tf.shape(clips)[1] + _FRAME_SAMPLES)
         clips = tf.pad(clips, [[0, 0], [0, touched - tf.shape(clips)[1]]])
         centred = tf.pad(clips, [[0, 0], [_FRAME_SAMPLES // 2, _FRAME_SAMPLES // 2]], "REFLECT")
@@ -129,9 +133,9 @@ def log_mel_fn(mel_bins: int, seconds: int) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _windowed_fourier() -> np.ndarray:
-    """The real and the imaginary half of the Fourier transform of a frame under a Hann window, as one matrix.
+    """Returns the real and imaginary halves of the Fourier transform of a frame under a Hann window, as one matrix.
 
-    At this size a matrix product is several times faster than TensorFlow's transform.
+    At this size, a matrix product is several times faster than TensorFlow's transform.
     """
     n = np.arange(_FRAME_SAMPLES)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / _FRAME_SAMPLES)
@@ -140,7 +144,7 @@ def _windowed_fourier() -> np.ndarray:
 
 
 def _find(model: str) -> pathlib.Path:
-    """Returns the folder with the model's files, fetched from the hub if they aren't there yet."""
+    """Returns the folder with the model's files. Downloads them from the hub if they are missing."""
     folder = pathlib.Path(model).expanduser()
     if folder.is_dir():
         missing = [name for name in _FILES if not (folder / name).is_file()]
@@ -149,7 +153,7 @@ def _find(model: str) -> pathlib.Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise DataError(
-            f"Expected a folder or an id of the Hugging Face hub such as {DEFAULT_MODEL}, found {model!r}, which is neither."
+            f"Expected a folder, or an id of the Hugging Face hub such as {DEFAULT_MODEL}; found {model!r}, which is neither."
         )
     import huggingface_hub
     from huggingface_hub import errors
@@ -158,23 +162,23 @@ def _find(model: str) -> pathlib.Path:
     if all(isinstance(path, str) for path in cached):
         return pathlib.Path(str(cached[0])).parent
     try:
-        # Downloads are tried again for long where there is no network; this question is asked once.
+        # Without a network, downloads are retried for a long time. This request is made once.
         huggingface_hub.model_info(model, timeout=_CONNECT_SECONDS)
         paths = [huggingface_hub.hf_hub_download(model, name) for name in _FILES]
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(model) from error
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
         raise DataError(
-            f"Expected a Whisper model with {' and '.join(_FILES)} named {model} on the Hugging Face hub, found none."
+            f"Expected a Whisper model {model} with {' and '.join(_FILES)} on the Hugging Face hub, found none. Check the id."
         ) from error
-    except (OSError, errors.HfHubHTTPError) as error:  # OSError: whatever the network does
+    except (OSError, errors.HfHubHTTPError) as error:  # OSError: any fault of the network.
         raise _unreachable(model) from error
     return pathlib.Path(paths[0]).parent
 
 
 def _unreachable(model: str) -> DataError:
     return DataError(
-        f"Expected to find {model} on the Hugging Face hub, but it is not on this machine yet and the hub can't be reached. "
+        f"Expected to find {model} on the Hugging Face hub, but it is not on this machine yet and the hub cannot be reached. "
         "Try again with a network, or give a local folder with the model."
     )
 
@@ -184,24 +188,22 @@ def _load(folder: pathlib.Path):
     import transformers
 
     before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # that the decoder is missing, which nobody needs
+    transformers.logging.set_verbosity_error()  # It would warn that the decoder is missing, which is not needed.
     try:
         config = transformers.WhisperConfig.from_pretrained(folder)
         if config.model_type != "whisper":
             raise DataError(f"Expected a Whisper model in {folder}, found a {config.model_type} model.")
-        config.decoder_layers = 1  # never used
+        config.decoder_layers = 1  # The decoder is never used.
         model, info = transformers.TFWhisperModel.from_pretrained(folder, config=config, output_loading_info=True)
     except DataError:
         raise
-    except Exception as error:  # transformers and safetensors raise many kinds for broken files
-        raise DataError(f"Expected Whisper's weights in {folder}, found files that can't be read: {error}") from error
+    except Exception as error:  # transformers and safetensors raise many kinds of exceptions for broken files.
+        raise DataError(f"Expected Whisper's weights in {folder}, found files that cannot be read: {error}") from error
     finally:
         transformers.logging.set_verbosity(before)
     missing = [name for name in info["missing_keys"] if "encoder" in name.split("/")[0].split(".") or "/encoder/" in name]
     if missing or info["mismatched_keys"]:
-        raise DataError(
-            f"Expected all of the encoder's weights in {folder}, found none for {missing or info['mismatched_keys']}."
-        )
+        raise DataError(f"Expected all weights of the encoder in {folder}, found none for {missing or info['mismatched_keys']}.")
     return config, model.model.encoder
 
 
