@@ -21,7 +21,7 @@ DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -64,7 +64,10 @@ run-notebooks: setup ## Executes the notebooks at full size and keeps their outp
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
 test: setup setup-deploy ## Runs all tests.
-	@$(PYTHON) -m pytest -n 2 --dist loadfile
+	@$(PYTHON) -m pytest -n 2 --dist worksteal
+
+test-fast: setup ## Runs the tests that need neither much time nor data nor programs of their own.
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not (slow or data or process)"
 
 lint: setup ## Checks style, types and the documents' tables.
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m benchmarks.tables --check
@@ -73,7 +76,7 @@ docs: setup $(DOCS) ## Builds the documents as a site in site/. Broken links and
 	@$(PYTHON) scripts/settings_page.py --check
 	@.docs/bin/python scripts/check_docstrings.py
 	@NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "The site is in site/index.html. Its search needs a server: python3 -m http.server --directory site"
 
 $(DOCS): docs/requirements.txt | $(INSTALLED)
 	@rm -rf .docs

@@ -37,6 +37,9 @@ _KWS_30S = ("--window", "30s", "--data", "{store_30s}")
 _TIME = ("--memory-rounds", "0")
 _BENCHMARKS = (
     _Benchmark("encoder_time", ("encoders/time",), quick={}),
+    _Benchmark("coder_overhead", ("encoders/coder_overhead",), quick={}),
+    _Benchmark("format_agreement", ("encoders/format_agreement",), quick={}),
+    _Benchmark("fuzz_decoders", ("encoders/fuzz_decoders",), quick={}),
     _Benchmark("rate_distortion", ("encoders/rate_distortion",), ("--emnist", "{emnist}", "--kws", "{store_1s}"), quick={}),
     _Benchmark("round_time", ("speed/rounds_emnist",), ("emnist", "--data", "{emnist}", "--rounds", "20", *_TIME), quick={}),
     _Benchmark("round_time", ("speed/rounds_kws_1s",), ("kws", *_KWS_1S, "--rounds", "12", *_TIME)),
@@ -106,11 +109,14 @@ def _try(benchmarks: list[_Benchmark]) -> None:
     for benchmark in benchmarks:
         if benchmark.quick is None:
             continue
-        name = f"benchmarks.{benchmark.module}"
-        module = importlib.import_module(f"{name}.__main__" if benchmark.module == "peers" else name)
         began = time.monotonic()
-        module.main(**benchmark.quick, quick=True)
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        _load(benchmark).main(**benchmark.quick, quick=True)
+        print(f"benchmarks.{benchmark.module}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _load(benchmark: _Benchmark) -> Any:
+    """Returns the module of a benchmark."""
+    return importlib.import_module(f"benchmarks.{benchmark.module}" + ".__main__" * (benchmark.module == "peers"))
 
 
 def _run(module: str, *arguments: str, environment: str = "") -> None:

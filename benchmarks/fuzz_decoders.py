@@ -7,7 +7,8 @@ give tensors of the expected shapes and dtypes, or a PayloadError. Each stage is
 crash is counted and not suffered: `crashes` are other errors and ended processes, `hangs` inputs of more than 20 s. The
 largest allocation is the growth of the process's resident memory during one decoding, over the bytes of the tensor.
 
-A run that was ended goes on where it stopped. Writes results/fuzz_decoders.md.
+A run that was ended goes on where it stopped. Writes results/encoders/fuzz_decoders.csv; ends with an error after a crash or
+a hang.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Union
+from typing import Callable, Union
 
 import numpy as np
 import tensorflow as tf
 import tyro
 from rich.progress import track
 
-from benchmarks.results import machine, write_table
+from benchmarks import results
 from tff_kit import encoders
 from tff_kit.encoders.message import HEADER_BYTES, Layout
 
@@ -59,11 +60,10 @@ SPECS = (
     "lowrank:2",
     "lowrank:2+step:1+entropy",
 )
-_SMALL = ((40, 25), (100,), (7, 3))
-_LARGE = ((1024, 1024),)
+_SMALL = ((40, 25), (7,))
+_LARGE = ((512, 512),)
 _MEASURED = 25  # Payloads of the large tensor a stage.
-_LOGS = pathlib.Path(__file__).resolve().parent.parent / "logs" / "fuzz_decoders"
-_HANGS_AFTER = 20.0  # Seconds.
+_HANGS_AFTER = 20.0  # Seconds of the clock.
 
 Codec = Union[encoders.BroadcastCodec, encoders.MeanCodec]
 
@@ -91,7 +91,7 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
+        kinds: tuple[Callable, ...] = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
         return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
 
     def decode(self, payload: bytes) -> str:
@@ -186,6 +186,12 @@ class Counts:
     def inputs(self) -> int:
         return self.decoded + self.refused + self.crashes + self.hangs
 
+    def row(self) -> results.Row:
+        """Returns the line of the results."""
+        counted = {name: getattr(self, name) for name in ("inputs", "decoded", "refused", "crashes", "hangs")}
+        measured = {"slowest_seconds": round(self.worst, 3), "allocated_over_tensor": round(self.allocated, 2)}
+        return {"encoder": self.spec, **counted, **measured}
+
     def add(self, outcome: str, seconds: float) -> None:
         """Counts one input."""
         if outcome not in ("decoded", "refused"):
@@ -216,7 +222,7 @@ def fuzz(number: int, first: int, count: int) -> None:
 def measure(number: int) -> None:
     """Prints the largest allocation of decoding altered payloads of a large tensor, over its bytes."""
     target = Target(SPECS[number], _LARGE)
-    size = 4 * np.prod(_LARGE[0])
+    size = 4 * int(np.prod(_LARGE[0]))
     target.decode(target.payloads[0])
     largest = 0.0
     for i in range(_MEASURED):
@@ -244,21 +250,21 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _run(number: int, wanted: int, counts: Counts) -> None:
+def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
     """Fuzzes a SPEC in another process until it has `wanted` inputs; a process that ends early costs one input."""
     while counts.inputs < wanted:
         with _child("fuzz", number, counts.inputs, wanted - counts.inputs) as child:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 counts.add(*json.loads(line))
                 if counts.inputs % 500 == 0:
-                    _save(counts)
+                    _save(counts, file)
         if child.returncode:
             counts.add("hangs" if child.returncode == 1 else f"crashes: exit status {child.returncode}", _HANGS_AFTER)
-        _save(counts)
+        _save(counts, file)
     if not counts.allocated:
         with _child("measure", number) as child:
-            counts.allocated = json.loads(child.stdout.read())
-        _save(counts)
+            counts.allocated = json.loads(child.communicate()[0])
+        _save(counts, file)
 
 
 def _child(what: str, *arguments: int) -> subprocess.Popen:
@@ -268,42 +274,38 @@ def _child(what: str, *arguments: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
-def _path(spec: str) -> pathlib.Path:
-    return _LOGS / f"{spec.replace('/', '_')}.json"
+def _save(counts: Counts, file: pathlib.Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(dataclasses.asdict(counts), indent=1))
+    part.replace(file)
 
 
-def _save(counts: Counts) -> None:
-    _LOGS.mkdir(parents=True, exist_ok=True)
-    temporary = _path(counts.spec).with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(counts), indent=1))
-    temporary.replace(_path(counts.spec))
-
-
-def _load(spec: str) -> Counts:
-    return Counts(**json.loads(_path(spec).read_text())) if _path(spec).exists() else Counts(spec)
-
-
-def main(inputs: int = 300_000) -> None:
-    """Fuzzes and writes results/fuzz_decoders.md.
+def main(inputs: int = 300_000, quick: bool = False) -> None:
+    """Fuzzes and writes the results.
 
     Args:
       inputs: How many, in equal parts for all SPECs.
+      quick: Try a few inputs of two SPECs, into logs/results-quick/.
     """
-    counted = [_load(spec) for spec in SPECS]
-    for number, counts in enumerate(track(counted, "fuzzing")):
-        _run(number, -(-inputs // len(SPECS)), counts)
-    total = sum(c.inputs for c in counted)
-    lines = [
-        f"`python -m benchmarks.fuzz_decoders --inputs {inputs}`, {total:,} inputs, {machine()}, TensorFlow {tf.__version__}.",
-        "",
-        "| SPEC | inputs | decoded | refused | crashes | hangs | slowest s | largest allocation / tensor |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for c in counted:
-        ends = f"{c.decoded:,} | {c.refused:,} | {c.crashes} | {c.hangs}"
-        lines.append(f"| `{c.spec}` | {c.inputs:,} | {ends} | {c.worst:.2f} | {c.allocated:.1f} |")
-    lines += ["", *(f"* `{c.spec}`: {failure}" for c in counted for failure in c.failures)]
-    write_table("fuzz_decoders.md", lines)
+    specs = SPECS[3:5] if quick else SPECS
+    wanted = 20 if quick else -(-inputs // len(specs))
+    folder = results.runs_folder("fuzz_decoders", quick)
+    rows = []
+    for spec in track(specs, "fuzzing"):
+        file = folder / f"{spec.replace('/', '_')}.json"
+        counts = Counts(**json.loads(file.read_text())) if file.exists() else Counts(spec)
+        _run(SPECS.index(spec), wanted, counts, file)
+        rows.append(counts.row())
+    source = results.Source(
+        command=f"python -m benchmarks.fuzz_decoders --inputs {inputs}",
+        data="altered messages of normal, Cauchy and binary numbers, of 40 x 25 and 7 elements; allocations of 512 x 512",
+        seeds="one an input",
+        spread="none: counts and maxima",
+    )
+    results.write("encoders/fuzz_decoders", rows, source, quick)
+    if any(row["crashes"] or row["hangs"] for row in rows):
+        raise SystemExit(f"Expected no crash and no hang; {folder} says which inputs ended so.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What tests share: data, and patience."""
+"""What tests share: data, programs, and patience."""
 
+import contextlib
 import csv
+import functools
 import os
 import pathlib
+import runpy
 import sqlite3
 import subprocess
 import sys
@@ -10,10 +13,19 @@ import time
 import wave
 
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # Before tests are selected by their marks.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for fixture, mark in (("shared", "data"), ("start_program", "process")):
+            if fixture in item.fixturenames:
+                item.add_marker(mark)
 
 
 def wait_until(condition, seconds=30):
@@ -33,11 +45,26 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def writers(shared, tmp_path_factory):
-    """A cache folder with the digits of 700 writers."""
-    folder = tmp_path_factory.mktemp("mnist-by-writer")
-    subprocess.run([sys.executable, shared / "tools/make_data.py", "emnist", folder], check=True, capture_output=True)
-    return folder
+def unpack(shared):
+    """The function of the developers' tool that unpacks a kind of data from one folder into another."""
+    tool = runpy.run_path(str(shared / "tools/make_data.py"))
+    return lambda kind, data, out: tool[kind](data, out)
+
+
+@pytest.fixture(scope="session")
+def cache_of_writers(shared, unpack, tmp_path_factory):
+    """Returns a cache folder with the digits of the first `count` of the 700 writers."""
+
+    @functools.cache
+    def cache(count):
+        folder = tmp_path_factory.mktemp(f"{count}-writers")
+        archive = np.load(shared / "data/digits_by_writer.npz")
+        kept = np.isin(archive["writer"], np.unique(archive["writer"])[:count])
+        np.savez(folder / "digits_by_writer.npz", **{name: archive[name][kept] for name in archive})
+        unpack("emnist", folder, folder)
+        return folder
+
+    return cache
 
 
 @pytest.fixture
@@ -85,6 +112,26 @@ def run_python(*arguments, **options):
 
 
 @pytest.fixture(scope="session")
+def parent_of_programs():
+    parent = programs.Parent(ROOT)
+    yield parent
+    parent.stop()
+
+
+@pytest.fixture
+def start_program(parent_of_programs):
+    """Starts Python code as a program that has imported TensorFlow Federated already; one at a time."""
+    with contextlib.ExitStack() as stack:
+
+        def start(code):
+            program = parent_of_programs.start(code)
+            stack.callback(program.stop)
+            return program
+
+        yield start
+
+
+@pytest.fixture(scope="session")
 def whisper_folder(shared) -> pathlib.Path:
     """An encoder with the shapes of openai/whisper-tiny."""
     return shared / "data" / "whisper-tiny.en-encoder"
@@ -123,8 +170,12 @@ def write_wav(path: pathlib.Path, samples, rate: int = 16_000, channels: int = 1
 
 @pytest.fixture
 def speech_folder(tmp_path) -> pathlib.Path:
+    """A folder of its own with what `write_speech` writes."""
+    return write_speech(tmp_path / "speech")
+
+
+def write_speech(folder: pathlib.Path) -> pathlib.Path:
     """Thirty speakers who say yes, no, and bed twice; every clip holds its own number. Two background recordings."""
-    folder = tmp_path / "speech"
     for speaker in range(30):
         for k, word in enumerate(("yes", "no", "bed")):
             for n in range(2):

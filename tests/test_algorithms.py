@@ -1,5 +1,7 @@
 """Algorithms by name: server optimizers, FedProx, equal weights, clients that drop out or are late."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +17,9 @@ from tff_kit.algorithm import assembly, proximal
 from tff_kit.training import participation, runs
 
 
+@functools.cache
 def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
+    """Returns how all rounds together moved the weights, and each round's loss."""
     client_optimizer = tff.learning.optimizers.build_sgdm(0.5)
     process = tff_kit.build_federated_averaging_process(
         model_fn,
@@ -27,10 +31,12 @@ def _trained(server="sgd", server_lr=1.0, rounds=1, strength=0.0, **algorithm):
     )
     state = process.initialize()
     initial = process.get_model_weights(state).trainable
+    losses = []
     for _ in range(rounds):
         state, metrics = process.next(state, clients(3))
+        losses.append(metrics["client_work"]["train"]["loss"])
     moves = [after - before for before, after in zip(initial, process.get_model_weights(state).trainable)]
-    return moves, metrics["client_work"]["train"]["loss"]
+    return moves, losses
 
 
 def test_the_names_are_those_of_the_settings():
@@ -38,6 +44,7 @@ def test_the_names_are_those_of_the_settings():
     assert tuple(assembly._OPTIMIZERS) == get_args(experiment.ClientOptimizer)
 
 
+@pytest.mark.slow
 def test_with_feedback_a_process_keeps_what_its_broadcast_lost():
     experiment = tff_kit.Emnist(data="digits", broadcast="uniform:4", broadcast_change=True, broadcast_feedback=True)
     process = assembly.build_process(experiment, experiment.load_data())
@@ -46,13 +53,14 @@ def test_with_feedback_a_process_keeps_what_its_broadcast_lost():
     assert [tuple(leaf.shape) for leaf in kept] == shapes  # These encoders keep nothing themselves.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("server", "server_lr"), [("sgdm", 1.0), ("adam", 0.05), ("yogi", 0.05), ("adagrad", 0.05)])
 def test_server_optimizers_learn_with_encoded_updates(server, server_lr):
-    _, first = _trained(server, server_lr)
-    _, last = _trained(server, server_lr, rounds=6)
-    assert last < first
+    _, losses = _trained(server, server_lr, rounds=6)
+    assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_fedprox_keeps_clients_near_the_model_they_received():
     def distance(moves):
         return sum(float(np.square(x).sum()) for x in moves)
@@ -73,12 +81,14 @@ def test_fedproxs_steps_are_those_of_its_formula():
     assert optimizer.get_hparams(state)["learning_rate"] == 0.1
 
 
+@pytest.mark.slow
 def test_equal_weights_are_others_than_those_by_examples():
     weighted, _ = _trained()
     equal, _ = _trained(weighted=False)
     assert max(float(np.abs(a - b).max()) for a, b in zip(weighted, equal)) > 1e-4  # The three have 5, 6 and 7 examples.
 
 
+@pytest.mark.slow
 def test_dropouts_neither_receive_nor_send_stragglers_receive_and_both_are_counted(tmp_path):
     arguments = ["--data", "digits", "--clients", "5", "--rounds", "4", "--eval-every", "4", "--broadcast", "uniform:8"]
     missing = ["--dropout", "0.3", "--straggling", "1", "--deadline", "1.5"]

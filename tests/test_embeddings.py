@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import write_speech
 
 import tff_kit
 from tff_kit.datasets import DataError, FederatedDataset, disk, partitions
@@ -41,14 +42,26 @@ def _expected(speech, clip) -> np.ndarray:
     return _embed(speech.read(clip)[None]).numpy()[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory):
+    """The clips, which nobody here changes."""
+    return write_speech(tmp_path_factory.mktemp("clips") / "speech")
+
+
+@pytest.fixture(scope="module")
 def speech(speech_folder):
     return speech_commands.load_data(speech_folder)
 
 
+@pytest.fixture(scope="module")
+def written(speech, tmp_path_factory):
+    return embed.embed(speech, ENCODER, tmp_path_factory.mktemp("embeddings") / "store", show_progress=False)
+
+
 @pytest.fixture
-def store(speech, tmp_path):
-    return embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+def store(written, tmp_path):
+    """A copy of the embeddings, for a test to spoil."""
+    return stores.open_store(shutil.copytree(written.folder, tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")

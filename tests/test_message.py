@@ -104,6 +104,7 @@ def test_other_labels_dtypes_and_shapes_have_other_digests():
         Layout([tf.TensorSpec([3], tf.int64)], "message"),
         Layout([tf.TensorSpec([None], tf.int32)], "message"),
         Layout([tf.TensorSpec([3], tf.int32)] * 2, "message"),
+        Layout([tf.TensorSpec([3], tf.int32)], "message", ["threshold 10"]),
     ]
     assert len({layout.digest for layout in layouts}) == len(layouts)
     assert Layout([tf.TensorSpec([3], tf.int32)], "message").digest == layouts[0].digest

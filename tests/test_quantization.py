@@ -1,5 +1,6 @@
 """Uniform quantization and steps: errors, biases and payloads against their formulas."""
 
+import functools
 import math
 
 import numpy as np
@@ -156,9 +157,10 @@ def test_centroids_are_the_means_of_what_is_decoded_to_them(price):
     assert stages.nmse(decoded, x) < stages.nmse(levels * encoded["step"].numpy(), x)
 
 
+@functools.cache
 def _entropy_coded_uniform(bits):
     """Returns the error of a uniform quantizer of a normal distribution whose ideal code takes `bits`, by integration."""
-    x = np.linspace(-12, 12, 400_001)
+    x = np.linspace(-12, 12, 200_001)
     density = np.exp(-np.square(x) / 2)
     density /= density.sum()
 
@@ -169,7 +171,7 @@ def _entropy_coded_uniform(bits):
         return -np.sum(shares * np.log2(shares)), np.sum(np.square(x - levels * step) * density)
 
     low, high = 0.01, 10.0
-    for _ in range(40):  # More than enough halvings.
+    for _ in range(24):  # Halvings, to a step known to 6e-7.
         step = (low + high) / 2
         low, high = (step, high) if rate_and_error(step)[0] > bits else (low, step)
     return rate_and_error(step)[1]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import psutil
@@ -28,21 +29,20 @@ sys.stdin.readline()
 """
 
 
-def _start(ending):
-    """Starts a program that runs a computation and then `ending`; returns it and its worker, which runs."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT.format(ending=ending)],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(start_program):
+    """Starts a program that runs a computation and then some ending; returns it and its worker, which runs."""
+
+    def start(ending):
+        return _with_its_worker(start_program(_SCRIPT.format(ending=ending)))
+
+    return start
+
+
+def _with_its_worker(program):
     worker = psutil.Process(int(program.stdout.readline()))
     assert "worker_binary" in worker.cmdline()[0]
-    program.stdin.write("\n")
-    program.stdin.flush()
+    program.stdin.write(b"\n")
     return program, worker
 
 
@@ -52,24 +52,29 @@ def _assert_gone(worker):
 
 
 @pytest.mark.parametrize("ending", ["", "raise ValueError('wrong')", "os._exit(3)", "sys.exit(1)"])
-def test_a_worker_ends_with_its_program_and_the_pipes_close(ending):
-    program, worker = _start(ending)
+def test_a_worker_ends_with_its_program_and_the_pipes_close(start, ending):
+    program, worker = start(ending)
     program.communicate(timeout=30)  # Returns when nobody holds the pipe any more.
     _assert_gone(worker)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_worker_ends_with_a_program_that_is_killed(sent):
-    program, worker = _start("time.sleep(60)")
+def test_a_worker_ends_with_a_program_that_is_killed(start, sent):
+    program, worker = start("time.sleep(60)")
     program.send_signal(sent)
     program.communicate(timeout=30)
     assert program.returncode != 0
     _assert_gone(worker)
 
 
+@pytest.mark.process
 def test_a_program_that_ends_well_says_nothing_on_its_way_out():
-    program, worker = _start("")
-    assert program.communicate(timeout=30) == ("", "")
+    # Not forked, to end with all that it has imported itself.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    command = [sys.executable, "-c", _SCRIPT.format(ending="")]
+    program, worker = _with_its_worker(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    assert program.communicate(timeout=30) == (b"", b"")
     assert program.returncode == 0
     _assert_gone(worker)
 
@@ -137,12 +142,12 @@ def test_a_worker_has_few_pools_of_memory_unless_told_otherwise(monkeypatch):
     assert runtime.worker_environment()["MALLOC_ARENA_MAX"] == "8"
 
 
-@pytest.mark.parametrize(("own", "expected"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
-def test_a_worker_has_the_faster_kernels_unless_told_otherwise(own, expected):
-    program = "from tff_kit import runtime; print(runtime.worker_environment()['TF_ENABLE_ONEDNN_OPTS'])"
-    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    run = subprocess.run([sys.executable, "-c", program], env={**environment, **own}, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [expected]
+@pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("0", "0")])
+def test_a_worker_has_the_faster_kernels_unless_told_otherwise(monkeypatch, own, expected):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", own)
+    assert runtime.worker_environment()["TF_ENABLE_ONEDNN_OPTS"] == expected
 
 
 @pytest.mark.parametrize(
@@ -156,20 +161,8 @@ def test_an_operation_has_the_processors_that_other_clients_leave(monkeypatch, p
     assert runtime.worker_environment(at_once)["TF_NUM_INTRAOP_THREADS"] == "3"
 
 
-def test_computations_run_inside_a_running_event_loop_as_in_jupyter():
-    program = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import asyncio\nasync def cell():\n"
-            + "\n".join(f"    {line}" for line in _SCRIPT.format(ending="print('done')").splitlines())
-            + "\nasyncio.run(cell())",
-        ],
-        cwd=ROOT,
-        text=True,
-        input="\n",
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert program.stdout.endswith("done\n"), program.stderr
+def test_computations_run_inside_a_running_event_loop_as_in_jupyter(start_program):
+    cell = textwrap.indent(_SCRIPT.format(ending="print('done')"), "    ")
+    program, _ = _with_its_worker(start_program(f"import asyncio\nasync def cell():\n{cell}\nasyncio.run(cell())"))
+    printed, errors = program.communicate(timeout=60)
+    assert printed == "done\n", errors

@@ -7,20 +7,23 @@ import http.server
 import io
 import pathlib
 import shutil
+import struct
 import tarfile
 import threading
 import time
+import uuid
 import wave
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tff_kit.datasets import DataError
 from tff_kit.datasets import download as archive
-from tff_kit.tasks.keywords import speech_commands
+from tff_kit.tasks.keywords import speech_commands, wav
 from tff_kit.tasks.keywords.speech_commands import Clip
 
 
@@ -189,6 +192,44 @@ def _stereo(path):
     write_wav(path, np.zeros(2000), channels=2)
 
 
+def _wav_of(code, bits, samples, extensible=False, chunks=b""):
+    """Returns a wav file of one channel at 16 kHz, as the format's specification has it; `chunks` stand before the samples."""
+    form = struct.pack("<HHIIHH", 0xFFFE if extensible else code, 1, 16_000, 16_000 * bits // 8, bits // 8, bits)
+    if extensible:
+        # Bytes to follow, valid bits, the speakers' places, and the GUID that Microsoft gives to the format `code`.
+        guid = uuid.UUID(f"{code:08x}-0000-0010-8000-00aa00389b71")
+        form += struct.pack("<HHI", 22, bits, 4) + guid.bytes_le
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + chunks + b"data" + struct.pack("<I", len(samples)) + samples
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _write_wav_of(path, *arguments, **options):
+    path.write_bytes(_wav_of(*arguments, **options))
+
+
+@pytest.mark.parametrize("chunks", [b"", b"LIST\3\0\0\0abc\0fact\4\0\0\0\1\2\3\4"])
+@pytest.mark.parametrize("extensible", [False, True])
+def test_plain_and_extensible_headers_are_read_alike(tmp_path, extensible, chunks):
+    samples = np.array([-32768, 16384, 1, 32767], "<i2")
+    _write_wav_of(tmp_path / "a.wav", 1, 16, samples.tobytes(), extensible=extensible, chunks=chunks)
+    header = wav.read_header(tmp_path / "a.wav")
+    assert (header.encoding, header.channels, header.rate, header.bits, header.samples) == ("PCM", 1, 16_000, 16, 4)
+    np.testing.assert_array_equal(wav.read_samples(tmp_path / "a.wav", 1, 100), samples[1:])
+    np.testing.assert_array_equal(
+        soundfile.read(tmp_path / "a.wav", dtype="int16")[0], samples
+    )  # The specification's other reader.
+
+
+def test_clips_with_an_extensible_header_are_clips(speech_folder):
+    path = speech_folder / "yes" / f"{1:08x}_nohash_7.wav"
+    _write_wav_of(path, 1, 16, np.full(16_000, -77, "<i2").tobytes(), extensible=True)
+    speech = speech_commands.load_data(speech_folder)
+    assert not speech.skipped
+    clips = [clip for clips in [*speech.clients.values(), speech.validation, speech.test] for clip in clips]
+    (clip,) = [clip for clip in clips if clip.path == f"yes/{path.name}"]
+    np.testing.assert_array_equal(speech.read(clip), np.full(16_000, np.float32(-77 / 32768)))
+
+
 def _truncated(path):
     write_wav(path, np.zeros(16_000))
     path.write_bytes(path.read_bytes()[:10_000])
@@ -201,6 +242,22 @@ _BROKEN = {
     "empty file": (lambda path: path.write_bytes(b""), "an empty file"),
     "cut in its header": (lambda path: path.write_bytes(b"RIFF"), "ends within its header"),
     "no samples": (lambda path: write_wav(path, []), "no samples"),
+    "floats": (lambda path: _write_wav_of(path, 3, 32, bytes(400)), "32 bits a sample, floating point, expected 16 bits, PCM"),
+    "24 bits": (lambda path: _write_wav_of(path, 1, 24, bytes(300)), "24 bits a sample, PCM, expected 16 bits, PCM"),
+    "extensible floats": (
+        lambda path: _write_wav_of(path, 3, 32, bytes(400), extensible=True),
+        "32 bits a sample, floating point, expected 16 bits, PCM",
+    ),
+    "of another coding": (lambda path: _write_wav_of(path, 0x55, 16, bytes(400)), "16 bits a sample, format 0x0055"),
+    "extensible, cut": (
+        lambda path: path.write_bytes(_wav_of(1, 16, np.arange(100, dtype="<i2").tobytes(), True)[:-50]),
+        "truncated, 75 samples of 100",
+    ),
+    "without a format": (
+        lambda path: path.write_bytes(b"RIFF\0\0\0\0WAVEdata\4\0\0\0\0\0\0\0"),
+        "not a wav file (it does not say",
+    ),
+    "with an endless chunk": (lambda path: path.write_bytes(b"RIFF\0\0\0\0WAVELIST\xff\xff\xff\xff"), "ends within its header"),
     "too long": (lambda path: write_wav(path, np.zeros(16_001)), "16,001 samples, expected at most 16,000"),
     "not a wav": (lambda path: path.write_bytes(b"hello, this is text and no sound at all"), "not a wav file"),
 }

@@ -5,18 +5,16 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from conftest import ROOT, write_cache
+from conftest import wait_until, write_cache
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -46,6 +44,7 @@ def run(tmp_path_factory):
     return logdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_settings_metrics_curves_checkpoints_and_model(run):
     settings = json.loads((run / "settings.json").read_text())
     assert settings["task"] == "emnist"
@@ -64,6 +63,7 @@ def test_a_run_leaves_settings_metrics_curves_checkpoints_and_model(run):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["round_4", "round_6"]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_tutorials_curves_and_more(run):
     events = event_accumulator.EventAccumulator(str(run), {event_accumulator.TENSORS: 0}).Reload()
     curves = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
@@ -75,6 +75,7 @@ def test_tensorboard_has_the_tutorials_curves_and_more(run):
     assert [event.step for event in curves["test_accuracy_by_total_MiB"]] == mebibytes
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_settings_as_hyperparameters(run):
     events = event_accumulator.EventAccumulator(str(run)).Reload()
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -89,6 +90,7 @@ def test_tensorboard_has_the_settings_as_hyperparameters(run):
     assert tags <= {metric.name.tag for metric in table.metric_infos} <= set(events.Tags()["tensors"])
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):
     assert command_line.main(["evaluate", "emnist", "--model", str(run), "--data", "digits"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -98,30 +100,38 @@ def test_evaluate_prints_the_last_rounds_test_as_json(run, capsys):
     assert found["examples"] == 180
 
 
-def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, tmp_path):
+# Stops the worker at the beginning of round 4, so that this round does not end.
+_STOPPING_IN_ROUND_4 = """
+import psutil
+from tff_kit.training import participation
+draw = participation.draw_missing
+
+def stop_in_round_4(experiment, round_num, count):
+    if round_num == 4:
+        for worker in psutil.Process().children():
+            worker.suspend()
+        print("in round 4", flush=True)
+    return draw(experiment, round_num, count)
+
+participation.draw_missing = stop_in_round_4
+"""
+
+
+def _training_program(*arguments, before=""):
+    """Returns the code that `before` and then trains, as `python -m tff_kit` does."""
+    command = ["tff_kit", "train", "emnist", *map(str, arguments)]
+    return f"{before}\nimport runpy, sys\nsys.argv = {command}\nrunpy.run_module('tff_kit', run_name='__main__')"
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, start_program, tmp_path):
     logdir = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "tff_kit",
-        "train",
-        "emnist",
-        *SMALL,
-        "--rounds",
-        "6",
-        "--eval-every",
-        "2",
-        "--logdir",
-        logdir,
-    ]
-    program = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 3) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    arguments = (*SMALL, "--rounds", 6, "--eval-every", 2, "--logdir", logdir)
+    program = start_program(_training_program(*arguments, before=_STOPPING_IN_ROUND_4))
+    assert b"in round 4\n" in iter(program.stdout.readline, b"")
     children = psutil.Process(program.pid).children(recursive=True)
-    time.sleep(0.1)  # Into round 4.
     program.send_signal(signal.SIGKILL)
-    program.wait()
+    program.communicate(timeout=30)
     assert len(_rows(logdir)) == 3
     assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
     assert not (logdir / "model.keras").exists()
@@ -134,6 +144,7 @@ def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_more_rounds_can_be_added_to_a_run(run, tmp_path):
     logdir = tmp_path / "longer"
     assert _train(*SMALL, "--rounds", 2, "--eval-every", 2, "--logdir", logdir) == 0
@@ -173,6 +184,7 @@ def test_unknown_words_are_refused_with_those_there_are(capsys):
     assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused_and_kept(run, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert _train(*SMALL, "--logdir", run) == 2
@@ -199,17 +211,17 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, capsys):
     os.close(folder)
 
 
-def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
-    logdir = tmp_path / "again"
-    arguments = (*SMALL, "--rounds", 1, "--logdir", logdir)
-    assert _train(*arguments) == 0
+@pytest.mark.slow
+def test_overwrite_replaces_a_run_and_nothing_else(run, tmp_path):
+    logdir = shutil.copytree(run, tmp_path / "again")
     (logdir / "notes.txt").write_text("keep")
-    assert _train(*arguments, "--seed", 1, "--overwrite") == 0
+    assert _train(*SMALL, "--filters", 2, "--rounds", 1, "--seed", 1, "--logdir", logdir, "--overwrite") == 0
     assert (logdir / "notes.txt").read_text() == "keep"
     assert json.loads((logdir / "settings.json").read_text())["settings"]["seed"] == 1
     assert len(list(logdir.glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     logdir = tmp_path / "foreign"
     experiment = tff_kit.Emnist(data="digits", clients=3, rounds=6, eval_every=2)
@@ -233,11 +245,12 @@ def test_evaluating_what_is_no_run_or_another_model_is_refused(tmp_path, capsys)
     assert "Expected a model from (None, 28, 28, 1) to (None, 10)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys):
     cache = tmp_path / "cache"
     cache.mkdir()
     write_cache(cache / "emnist_all.sqlite", clients=3, examples=20, nan=("client01",))
-    assert _train("--data", cache, "--clients", 3, "--rounds", 2, "--logdir", tmp_path / "run") == 0
+    assert _train("--data", cache, "--filters", 2, "--clients", 3, "--rounds", 2, "--logdir", tmp_path / "run") == 0
     rows = _rows(tmp_path / "run")
     assert [row["clients_left_out"] for row in rows] == ["1", "1"]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("train_loss", "train_accuracy"))
@@ -245,13 +258,15 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_counted(tmp_path, capsys
     assert "1 client left out: update not finite" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_examples_that_can_not_be_read_end_the_run_with_a_sentence(small_cache, tmp_path, capsys):
     with sqlite3.connect(small_cache / "emnist_all.sqlite") as database:
         database.execute("UPDATE examples SET serialized_example_proto = x'ff' WHERE split_name = 'digits_only_train'")
-    assert _train("--data", small_cache, "--clients", 3, "--rounds", 1, "--logdir", tmp_path / "run") == 2
+    assert _train("--data", small_cache, "--filters", 2, "--clients", 3, "--rounds", 1, "--logdir", tmp_path / "run") == 2
     assert "error: Round 1 failed on TFF's worker: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_leaves_tffs_context_as_it_was(run):
     @tff.federated_computation
     def hello_world():
@@ -260,26 +275,12 @@ def test_training_leaves_tffs_context_as_it_was(run):
     assert hello_world() == b"Hello, World!"
 
 
-def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_ends_with_a_sentence_and_can_go_on(start_program, tmp_path):
     logdir = tmp_path / "stopped"
-    command = [
-        sys.executable,
-        "-m",
-        "tff_kit",
-        "train",
-        "emnist",
-        *SMALL,
-        "--rounds",
-        "200",
-        "--eval-every",
-        "1",
-        "--logdir",
-        str(logdir),
-    ]
-    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ((logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    arguments = (*SMALL, "--filters", 2, "--rounds", 200, "--eval-every", 1, "--logdir", logdir)
+    program = start_program(_training_program(*arguments))
+    wait_until(lambda: (logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2, 120)
     children = psutil.Process(program.pid).children(recursive=True)
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=30)
@@ -289,6 +290,7 @@ def test_ctrl_c_ends_with_a_sentence_and_can_go_on(tmp_path):
     assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
 
 
+@pytest.mark.slow
 def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     logdir = tmp_path / "kws"
     arguments = ["--data", "demo", "--window", "1s", "--rounds", "3", "--broadcast", "uniform:8", "--mean", "uniform:8"]
@@ -309,6 +311,13 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
     assert "Expected a run of emnist" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def half_minutes(tmp_path_factory):
+    """A folder of embeddings of 30 s."""
+    return embed.demo(tmp_path_factory.mktemp("demo") / "store", window="30s", clients=2, clips_per_client=16).folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "bits"),
     [
@@ -316,9 +325,8 @@ def test_keyword_spotting_trains_and_is_evaluated_like_digits(tmp_path, capsys):
         ("uniform:8", 8 * (128 * 1500 + 128 * 384 * 12) + 2 * 2 * 32 + 32 * (128 + 12)),
     ],
 )
-def test_bits_of_the_heads_weights_at_thirty_seconds(tmp_path, spec, bits):
-    store = embed.demo(tmp_path / "store", window="30s", clients=2, clips_per_client=16)
-    experiment = tff_kit.KeywordSpotting(data=str(store.folder), rounds=1, broadcast=spec, mean=spec)
+def test_bits_of_the_heads_weights_at_thirty_seconds(half_minutes, tmp_path, spec, bits):
+    experiment = tff_kit.KeywordSpotting(data=str(half_minutes), rounds=1, broadcast=spec, mean=spec)
     row = _rows(tff_kit.train(experiment, tmp_path / "run").path)[0]
     assert int(row["broadcast_bits"]) == 2 * (bits + 4 * 32)
     assert int(row["aggregate_bits"]) == 2 * (bits + 384)

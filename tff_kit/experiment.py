@@ -27,7 +27,7 @@ ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
 
 class SettingsError(UserError):
-    """A setting that can't be. The message says what was expected and what was found."""
+    """A setting is not valid. The message says what was expected and what was found."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -58,7 +58,7 @@ class _Settings:
 
 
 class Training(_Settings):
-    """What every training can be told, federated or not."""
+    """The settings of every training, federated or not."""
 
     batch_size: int = 20
     """Examples in a training batch."""
@@ -71,7 +71,7 @@ class Training(_Settings):
     """The task's name, on the command line and in files."""
 
     def load_data(self) -> FederatedDataset:
-        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        """Loads the data; raises `tff_kit.datasets.DataError` if it is missing or broken."""
         raise NotImplementedError
 
     def build_model(self) -> tf.keras.Model:
@@ -79,7 +79,7 @@ class Training(_Settings):
         raise NotImplementedError
 
     def build_loss(self) -> tf.keras.losses.Loss:
-        """Returns the loss of what the model puts out."""
+        """Returns the loss of the model's outputs."""
         raise NotImplementedError
 
     def metrics(self) -> Sequence[Metric]:
@@ -100,7 +100,7 @@ class Training(_Settings):
 
 
 class Communication(_Settings):
-    """What travels between server and clients, and in how many bits."""
+    """The settings of what travels between server and clients, and in how many bits."""
 
     broadcast: str = "identity"
     """SPEC of the downlink's encoder, which sends the model to the clients. A SPEC is identity, tensor_encoding:BITS,
@@ -128,7 +128,7 @@ class Communication(_Settings):
 
 
 class Algorithm(_Settings):
-    """How clients and server learn."""
+    """The settings of how clients and server learn."""
 
     client_optimizer: ClientOptimizer = "sgd"
     """Optimizer of the clients."""
@@ -154,7 +154,7 @@ class Algorithm(_Settings):
 
 
 class Privacy(_Settings):
-    """What the server may see of a client."""
+    """The settings of what the server may see of a client."""
 
     noise_multiplier: float = 0.0
     """Differential privacy: the standard deviation of the noise on the sum of clipped updates, in units of the clipping norm. 0
@@ -182,7 +182,7 @@ class Privacy(_Settings):
 
 
 class Participation(_Settings):
-    """Which clients take part in a round, and which of them are missing or late."""
+    """The settings of which clients take part in a round, and which of them are missing or late."""
 
     clients: int = 10
     """Clients sampled in each round, without replacement."""
@@ -196,7 +196,7 @@ class Participation(_Settings):
     model but send nothing. The fastest client is always awaited."""
 
     fewer_clients_will_do = False
-    """Whether a round takes all clients where there are fewer than it should sample."""
+    """Whether a round takes all clients if there are fewer than it should sample."""
 
     def _check_participation(self) -> None:
         check_numbers(self, at_least_1=("clients",), above_0=("deadline",), at_least_0=("dropout", "straggling"))
@@ -205,10 +205,10 @@ class Participation(_Settings):
 
 
 class Experiment(Privacy, Participation, Algorithm, Communication, Training):
-    """What every federated averaging experiment can be told; the settings of `tff_kit.train`.
+    """The settings of every federated averaging experiment, which `tff_kit.train` takes.
 
-    A subclass is a task: it says what is trained on what by `load_data`, `build_model` and `build_loss`, has a name in `task`,
-    and may have other defaults and further settings. `python -m tff_kit train emnist --help` explains each setting.
+    A subclass is a task. It defines `load_data`, `build_model`, `build_loss` and the name `task`. It may have other defaults and
+    further settings. `python -m tff_kit train emnist --help` explains each setting.
     """
 
     rounds: int = 10
@@ -264,7 +264,7 @@ class Experiment(Privacy, Participation, Algorithm, Communication, Training):
 
 
 class CentralizedTraining(Training):
-    """What a training without federation can be told; the settings of `tff_kit.train_centralized`.
+    """The settings of a training without federation, which `tff_kit.train_centralized` takes.
 
     Its data is federated data that can be read as a whole, too: a `tff_kit.datasets.PooledDataset`.
     """
@@ -280,7 +280,7 @@ class CentralizedTraining(Training):
         check_numbers(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))
 
     def load_data(self) -> PooledDataset:
-        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        """Loads the data; raises `tff_kit.datasets.DataError` if it is missing or broken."""
         raise NotImplementedError
 
     def load_weights(self, model: tf.keras.Model, path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""What a simulated federation needs beside TensorFlow, and where that exists."""
+"""Checks for TensorFlow Federated, which simulates a federation."""
 
 from __future__ import annotations
 

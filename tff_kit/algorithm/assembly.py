@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_kit import encoders
-from tff_kit.algorithm import privacy, processes, proximal
+from tff_kit.algorithm import privacy, processes, proximal, randomness
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment, SettingsError
 
@@ -109,12 +109,13 @@ def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.
     """Returns a function that returns the experiment's model as TFF trains it, a new one with each call."""
 
     def model_fn() -> tff.learning.models.VariableModel:
-        return tff.learning.models.from_keras_model(
+        model = tff.learning.models.from_keras_model(
             experiment.build_model(),
             loss=experiment.build_loss(),
             input_spec=data.element_spec,
             metrics=[metric.build() for metric in experiment.metrics()],
         )
+        return randomness.draw_from_examples(model, experiment.seed)
 
     return model_fn
 

@@ -1,4 +1,4 @@
-"""What the notebooks in notebooks/ begin with: how large they run, what they ran on, and the project's measured results.
+"""The common parts of the notebooks: their size, the machine and data they ran on, and the project's measured results.
 
 The environment variable TFF_KIT_NOTEBOOKS is `small` for the reduced size that tests run, else `full` or not set.
 """

@@ -1,4 +1,4 @@
-"""What every dataset gives to training: clients by id, a way to read one client's batches, and held-out test data."""
+"""The interface of all datasets: client ids, a function that reads one client's batches, and held-out test data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FederatedDataset:
     """Clients' training data and held-out test data.
 
     Attributes:
-      name: What the data is, in a few words; stands in the terminal, in settings and in every figure's title.
+      name: The data, in a few words. It appears in the terminal, in the settings and in the title of every figure.
       client_ids: The clients that have training examples, different strings of any characters.
       client_dataset: From a client's id, a string tensor in UTF-8, and a seed, an int64 tensor, to the client's training batches
         of `(inputs, labels)` in one round, shuffled by the seed. Made of TensorFlow operations only, since the worker
@@ -66,7 +66,7 @@ class PooledDataset(FederatedDataset):
     Attributes:
       validation: Batches of `(inputs, labels)` of other held-out examples than those of `test`, always in the same order.
       all_clients: From a seed, an int64 tensor, to one epoch of training batches of all clients' examples together.
-      all_batches: How many batches that is.
+      all_batches: The number of these batches.
     """
 
     validation: Optional[tf.data.Dataset] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -63,13 +63,15 @@ class Received:
     """A client's update, decoded and found to be whole.
 
     Attributes:
-      weight: What the client counts; 0 where its update was not finite.
+      weight: What the client counts; 0 where its update was not finite, or it has no examples.
+      left_out: Whether its update was not finite.
       measured: Its unfinished metrics.
       part: Its part of the sum.
       bits: Of its message's tensors.
     """
 
     weight: float
+    left_out: bool
     measured: list[np.ndarray]
     part: Any
     bits: int
@@ -112,14 +114,14 @@ class Averaging:
     def read(self, trained: messages.Trained) -> Received:
         """Decodes and checks a client's message; raises `PayloadError` where it can't be counted."""
         weight, left_out, *measured = [np.asarray(x) for x in self._scalars.unpack(trained.scalars)]
-        if not all(np.all(np.isfinite(x)) for x in (weight, *measured)) or weight < 0 or left_out != (weight == 0):
+        if not all(np.all(np.isfinite(x)) for x in (weight, *measured)) or weight < 0 or (left_out and weight):
             raise PayloadError(f"Expected a weight of 0 or more and finite metrics, found a weight of {weight}.")
         part = self._mean.decode(trained.update)
         bits = _container_bits(trained.scalars) + int(part["bits"]) + _MEASURED_BITS
-        return Received(float(weight), measured, part, bits)
+        return Received(float(weight), bool(left_out), measured, part, bits)
 
-    def apply(self, state: State, sent: Sent, received: Sequence[Received]) -> tuple[State, dict[str, float]]:
-        """Returns the next state, and the round's loss, metrics and distortion of the updates, by name.
+    def apply(self, state: State, sent: Sent, received: Sequence[Received]) -> tuple[State, dict[str, Optional[float]]]:
+        """Returns the next state, and the round's loss, metrics and distortion of the updates, by name; `None` without an example.
 
         Args:
           state: That before the round.
@@ -132,8 +134,9 @@ class Averaging:
         weight = np.sum([one.weight for one in received], dtype=np.float32)
         mean_state, update, measured = self._mean.finish(state.mean, sent.params, total, float(weight))
         weights, optimizer = self._optimize(state, update)
-        found = self._finish_metrics([one.measured for one in received])
-        found["distortion"] = measured["distortion"]
+        found = {**self._finish_metrics([one.measured for one in received]), "distortion": measured["distortion"]}
+        if not any(one.measured[-2] for one in received):
+            found = dict.fromkeys(found)
         return State(weights, optimizer, sent.broadcast, mean_state), found
 
     def put_weights(self, state: State) -> None:

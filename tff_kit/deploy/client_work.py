@@ -29,12 +29,14 @@ class Update:
     Attributes:
       values: Received minus trained weights, float32, one a trainable variable; all zero where one of them is not finite.
       weight: What the client counts in the mean: its examples, or 1; 0 where its update is not finite.
+      is_finite: Whether all trained weights were finite.
       measured: The unfinished metrics: variables of the task's metrics, of the mean loss, then examples and batches. All are zero
         where the update is not finite.
     """
 
     values: list[tf.Tensor]
     weight: float
+    is_finite: bool
     measured: list[np.ndarray]
 
 
@@ -81,7 +83,7 @@ class ClientWork:
         counts = [np.asarray(examples if finite else 0, np.int64), np.asarray(number if finite else 0, np.int64)]
         weight = float(examples) if self._experiment.weighted else 1.0
         measured = [x.numpy() for metric in self.metrics for x in metric.variables]
-        return Update(values, weight if finite else 0.0, [*measured, *counts])
+        return Update(values, weight if finite else 0.0, finite, [*measured, *counts])
 
     def _train_batches(self, batches: tf.data.Dataset, received: list[tf.Tensor], numbers: list[tf.Tensor]):
         variables = self.model.trainable_variables

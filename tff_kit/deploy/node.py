@@ -126,5 +126,5 @@ class _Session:
             weights = [x0 + x for x0, x in zip(self._initial, weights)]
         update = self._work.train(weights, message.seed, self._numbers.unpack(message.numbers))
         sent = self._mean.encode(update.values, update.weight, message.params)
-        scalars = [np.float32(update.weight), np.int32(update.weight == 0), *update.measured]
+        scalars = [np.float32(update.weight), np.int32(not update.is_finite), *update.measured]
         return messages.Trained(message.round_num, self._scalars.pack(scalars), sent.payload)

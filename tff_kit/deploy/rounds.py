@@ -254,7 +254,7 @@ class _Training:
     def _row(
         self,
         round_num: int,
-        found: dict[str, float],
+        found: dict[str, Optional[float]],
         sent: Sent,
         answers: _Answers,
         received: Sequence[Received],
@@ -271,7 +271,8 @@ class _Training:
             "seconds": seconds,
             "broadcast_distortion": sent.distortion,
             "aggregate_distortion": found["distortion"],
-            "clients_left_out": answers.left_out + sum(one.weight == 0 for one in received),
+            "clients_left_out": answers.left_out + sum(one.left_out for one in received),
+            "clients_empty": sum(one.weight == 0 and not one.left_out for one in received) if self._experiment.weighted else None,
             "clients_dropped": answers.dropped,
             "clients_late": answers.late,
         }

@@ -24,7 +24,7 @@ from typing import Any, Callable, Union
 import tensorflow as tf
 
 from tff_kit.encoders.collectives import EncodedBroadcast, EncodedSum
-from tff_kit.encoders.message import Layout, PayloadError
+from tff_kit.encoders.message import Layout, PayloadError, describe
 from tff_kit.encoders.size import payload_bits
 from tff_kit.encoders.spec import THRESHOLD, Spec, build_broadcast_encoder_fn, build_mean_encoder_fn
 
@@ -89,7 +89,7 @@ class BroadcastCodec:
         self._initial_state = steps.initial_state
         self._encode, (_, encoded_specs, _) = _graph(steps.encode, _specs_of(steps.initial_state()), flat)
         self._decode, _ = _graph(_with_finite(steps.decode), encoded_specs)
-        self.layout = Layout(encoded_specs, _label("broadcast", spec, threshold, flat))
+        self.layout = Layout(encoded_specs, f"broadcast by {Spec.parse(spec)}", _context(threshold, flat))
 
     def initial_state(self) -> Any:
         """Returns the encoders' state before the first round: a nested structure of tensors, on the server."""
@@ -136,9 +136,9 @@ class MeanCodec:
         total_specs = steps.total_specs(self._part_specs)
         self._merge, _ = _graph(steps.merge, total_specs, total_specs)
         self._finish, _ = _graph(_divided(steps.finish), state_specs, params_specs, total_specs, weight_spec)
-        label = _label("update", spec, threshold, flat)
-        self.params_layout = Layout(params_specs, f"parameters of the {label}")
-        self.layout = Layout(message_specs, label)
+        context = _context(threshold, flat)
+        self.params_layout = Layout(params_specs, f"message of parameters by {Spec.parse(spec)}", context)
+        self.layout = Layout(message_specs, f"update by {Spec.parse(spec)}", context)
 
     def initial_state(self) -> Any:
         """Returns the encoders' state before the first round: a nested structure of tensors, on the server."""
@@ -227,7 +227,7 @@ def _checked(decode: Callable, layout: Layout, payload: bytes) -> Any:
     try:
         decoded, finite = decode(layout.unpack(payload))
     except tf.errors.OpError as error:
-        raise PayloadError(f"Expected a {layout.label} that can be decoded, found one that can't: {_reason(error)}") from None
+        raise PayloadError(f"Expected a {layout.label} that can be decoded, found: {_reason(error)}") from None
     if not finite:
         raise PayloadError(f"Expected a {layout.label} of finite numbers, found one with NaN or infinity.")
     return decoded
@@ -240,8 +240,9 @@ def _reason(error: tf.errors.OpError) -> str:
     return sentence[1] if sentence else message.partition("\n")[0]
 
 
-def _label(kind: str, spec: Union[str, Spec], threshold: int, specs: list[tf.TensorSpec]) -> str:
-    return f"{kind} of {len(specs)} variables by {Spec.parse(spec)} beyond {threshold:,} elements"
+def _context(threshold: int, specs: list[tf.TensorSpec]) -> list[str]:
+    """Returns what both sides have to agree on beside the SPEC."""
+    return [f"threshold {threshold}", *map(describe, specs), ""]
 
 
 def _plain(specs: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,21 @@ class Layout:
 
     Args:
       tensors: A nested structure of `tf.TensorSpec`s, of numbers or bools, with None where a dimension varies.
-      label: Names what is sent, for messages of errors and the digest: `broadcast of uniform:8`, say.
+      label: Names what is sent, in errors and for the digest: `broadcast by uniform:8`, say.
+      context: Lines of what else both sides have to agree on, for the digest.
 
     Raises:
       TypeError: If a tensor is neither of numbers nor of bools, or its rank is unknown.
     """
 
-    def __init__(self, tensors: Any, label: str):
+    def __init__(self, tensors: Any, label: str, context: Sequence[str] = ()):
         self.tensors = tensors
         self.label = label
         self._specs: list[tf.TensorSpec] = tf.nest.flatten(tensors)
         for spec in self._specs:
             if spec.shape.rank is None or not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
                 raise TypeError(f"Expected encoded tensors of numbers and of known rank, found {spec} in the {label}.")
-        described = [f"{spec.dtype.name}{spec.shape.as_list()}" for spec in self._specs]
-        self.digest = hashlib.sha256("\n".join([label, *described]).encode()).digest()
+        self.digest = hashlib.sha256("\n".join([label, *context, *map(describe, self._specs)]).encode()).digest()
 
     def pack(self, tensors: Any) -> bytes:
         """Returns the message that holds `tensors`, a structure of the layout's with a tensor for each spec.
@@ -128,6 +129,11 @@ class Layout:
                 raise PayloadError(f"Expected bools of 0 or 1 in the {self.label}, found {array.max()}.")
             array = array.astype(bool)
         return tf.constant(array.reshape(shape), spec.dtype)
+
+
+def describe(spec: tf.TensorSpec) -> str:
+    """Returns dtype and dimensions as text: `float32[40,30]`, with ? for a dimension that varies."""
+    return f"{spec.dtype.name}[{','.join('?' if size is None else str(size) for size in spec.shape)}]"
 
 
 def _array(tensor: Any, spec: tf.TensorSpec) -> np.ndarray:

@@ -29,8 +29,8 @@ class Checkpoints:
 
     Args:
       folder: Where; made if it does not exist.
-      prefix: Of a version's name there.
-      kept: How many versions are kept.
+      prefix: The prefix of a version's name.
+      kept: Number of versions that are kept.
     """
 
     def __init__(self, folder: pathlib.Path, prefix: str, kept: int):

@@ -1,4 +1,4 @@
-"""What a federated training writes of each round: a line of metrics.csv, and points of TensorBoard's curves."""
+"""Writes each round of a federated training to metrics.csv and to TensorBoard."""
 
 from __future__ import annotations
 

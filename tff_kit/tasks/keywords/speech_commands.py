@@ -14,7 +14,6 @@ import dataclasses
 import fnmatch
 import os
 import pathlib
-import wave
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional
 
@@ -23,6 +22,7 @@ from rich import progress as rich_progress
 
 from tff_kit.datasets import download as archive
 from tff_kit.datasets.federated import DataError
+from tff_kit.tasks.keywords import wav
 
 URL = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
@@ -135,16 +135,13 @@ class SpeechCommands:
         return np.clip(shifted + np.float32(clip.alteration.volume) * self._recorded(clip.alteration.noise), -1, 1)
 
     def _recorded(self, clip: Clip) -> np.ndarray:
+        path = self.folder / clip.path
         try:
-            with wave.open(str(self.folder / clip.path), "rb") as file:
-                file.setpos(clip.start)
-                frames = file.readframes(CLIP_SAMPLES)
-        except (OSError, EOFError, wave.Error) as error:
-            raise DataError(
-                f"Expected a wav file at {self.folder / clip.path}, as when the folder was indexed, found: {error}."
-            ) from error
+            samples = wav.read_samples(path, clip.start, CLIP_SAMPLES)
+        except (OSError, EOFError, wav.WavError) as error:
+            raise DataError(f"Expected a wav file at {path}, as when it was indexed, found: {error}.") from error
         sound = np.zeros(CLIP_SAMPLES, np.float32)
-        sound[: len(frames) // 2] = np.frombuffer(frames[: len(frames) // 2 * 2], "<i2") / np.float32(32768)
+        sound[: len(samples)] = samples / np.float32(32768)
         return sound
 
 
@@ -273,20 +270,20 @@ def _usable_clips(folder: pathlib.Path, words: Iterable[str], skipped: list[str]
 def _problem(path: pathlib.Path, at_least: int = 1, at_most: Optional[int] = None) -> Optional[str]:  # noqa: PLR0911
     """Returns what keeps a file from being used, or `None`. Reads its header only."""
     try:
-        with open(path, "rb") as file, wave.open(file) as sound:
-            samples = sound.getnframes()
-            if sound.getframerate() != SAMPLE_RATE:
-                return f"sample rate {sound.getframerate()}, expected {SAMPLE_RATE}"
-            if sound.getnchannels() != 1:
-                return f"{sound.getnchannels()} channels, expected 1"
-            if sound.getsampwidth() != 2:
-                return f"{8 * sound.getsampwidth()} bits a sample, expected 16"
-            # wave reads only up to the first sample, so the rest of the file must be the samples.
-            there = (os.fstat(file.fileno()).st_size - file.tell()) // 2
+        header = wav.read_header(path)
+        size = path.stat().st_size
     except EOFError:
         return "an empty file" if path.stat().st_size == 0 else "ends within its header"
-    except (wave.Error, OSError) as error:
+    except (wav.WavError, OSError) as error:
         return f"not a wav file ({error})"
+    if header.rate != SAMPLE_RATE:
+        return f"sample rate {header.rate}, expected {SAMPLE_RATE}"
+    if header.channels != 1:
+        return f"{header.channels} channels, expected 1"
+    if (header.encoding, header.bits) != ("PCM", 16):
+        return f"{header.bits} bits a sample, {header.encoding}, expected 16 bits, PCM"
+    # The samples may be followed by something else, but not be fewer.
+    samples, there = header.samples, (size - header.start) // 2
     if there < samples:
         return f"truncated, {there:,} samples of {samples:,}"
     if samples < at_least:
@@ -305,8 +302,7 @@ def _backgrounds(folder: pathlib.Path, skipped: list[str]) -> dict[str, int]:
         if problem:
             skipped.append(f"{_BACKGROUND}/{path.name}: {problem}.")
         else:
-            with wave.open(str(path), "rb") as sound:
-                found[f"{_BACKGROUND}/{path.name}"] = sound.getnframes()
+            found[f"{_BACKGROUND}/{path.name}"] = wav.read_header(path).samples
     if not found:
         lines = [line for line in skipped if line.startswith(_BACKGROUND)]
         raise DataError(
