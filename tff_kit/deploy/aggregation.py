@@ -134,9 +134,12 @@ class Averaging:
         weight = np.sum([one.weight for one in received], dtype=np.float32)
         mean_state, update, measured = self._mean.finish(state.mean, sent.params, total, float(weight))
         weights, optimizer = self._optimize(state, update)
-        found = {**self._finish_metrics([one.measured for one in received]), "distortion": measured["distortion"]}
+        found: dict[str, Optional[float]] = {
+            **self._finish_metrics([one.measured for one in received]),
+            "distortion": measured["distortion"],
+        }
         if not any(one.measured[-2] for one in received):
-            found = dict.fromkeys(found)
+            found = dict.fromkeys(found, None)
         return State(weights, optimizer, sent.broadcast, mean_state), found
 
     def put_weights(self, state: State) -> None:
