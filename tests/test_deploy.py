@@ -21,7 +21,8 @@ from tff_kit.training.rounds import train as simulate
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv-deploy" / "bin" / "python"
 CLIENTS = ("form00", "form04")
-SETTINGS = {"data": "digits", "clients": 2, "filters": 4, "broadcast": "uniform:8", "mean": "uniform:8", "threshold": 1000}
+SETTINGS = {"data": "digits", "clients": 2, "filters": 4, "threshold": 1000}
+SETTINGS |= {"broadcast": "uniform:8,nearest", "mean": "uniform:8,nearest"}
 FLAGS = [flag for name, value in SETTINGS.items() for flag in (f"--{name}", str(value))]
 
 pytestmark = [

@@ -121,7 +121,7 @@ class Averaging:
         return Received(float(weight), bool(left_out), measured, part, bits)
 
     def apply(self, state: State, sent: Sent, received: Sequence[Received]) -> tuple[State, dict[str, Optional[float]]]:
-        """Returns the next state, and the round's loss, metrics and distortion of the updates, by name; `None` without an example.
+        """Returns the next state, and by name the loss, metrics and distortion of the round, `None` where nobody had examples.
 
         Args:
           state: That before the round.
