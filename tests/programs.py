@@ -84,9 +84,11 @@ class Program:
 
     def stop(self):
         """Ends the program where a test has not waited for its end."""
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            pipe.close()
         if self.returncode is None:
             self.send_signal(signal.SIGKILL)
-            self.communicate(timeout=30)
+            self.returncode = os.waitstatus_to_exitcode(self._receive(60))
 
     def _receive(self, timeout):
         self._connection.settimeout(timeout)
