@@ -85,7 +85,7 @@ def test_uniform_numbers_are_uniform_and_normal_ones_normal():
     batch = (np.tile(X, [100, 1]), np.tile(Y, 100))
     (uniform,), (normal,) = (_draws(LAYERS[name], [batch]) for name in ("uniform", "normal"))
     n = uniform.size  # 48,000; five standard errors.
-    assert abs(uniform.mean() - 0.5) < 5 * np.sqrt(1 / 12 / n) and 0 <= uniform.min() and uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 5 * np.sqrt(1 / 12 / n) and uniform.min() >= 0 and uniform.max() < 1
     assert abs(normal.mean()) < 5 / np.sqrt(n) and abs(normal.var() - 1) < 5 * np.sqrt(2 / n)
 
 
