@@ -41,6 +41,9 @@ def train(
 ) -> runs.RunDirectory:
     """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
 
+    Exceptions are differential privacy, initial weights that are drawn without a seed, and a model that draws gamma or Poisson
+    numbers, or asks a `tf.random.Generator`; dropout and Keras's other random layers are repeatable.
+
     Args:
       experiment: The settings.
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
@@ -54,20 +57,22 @@ def train(
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
+      tff_kit.experiment.SettingsError: If the model cannot be trained here, or a setting cannot be kept in settings.json.
       tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or a round cannot be computed.
       tff_kit.runtime.WorkerError: If a worker cannot start or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
+    notes = assembly.check_model(experiment)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
         accountant = assembly.build_accountant(experiment, data)
-        if accountant:
-            report.print_note(console, accountant.describe(experiment.rounds))
+        for sentence in [*notes, *([accountant.describe(experiment.rounds)] if accountant else [])]:
+            report.print_note(console, sentence)
         with contextlib.ExitStack() as stack:
             note = functools.partial(report.print_note, console)
             context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
