@@ -1,6 +1,7 @@
 """The documents' examples run as they stand, and pages that are written from the code are those of today's code."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from sklearn.datasets import load_diabetes
+from tensorboard.backend.event_processing import event_accumulator
 
 import tff_kit
 from scripts import settings_page
@@ -88,13 +91,22 @@ def test_the_task_of_the_diff_trains_and_shows_its_own_metric(folder):
     shutil.copytree(ROOT / "tff_kit", folder / "tff_kit", ignore=shutil.ignore_patterns("__pycache__"))
     diff = _code("docs/extending.md", "diff", "class Diabetes")
     subprocess.run(["git", "apply", "--recount", "--unidiff-zero", "-"], input=diff, text=True, check=True, cwd=folder)
-    command = [sys.executable, "-m", "tff_kit", "train", "diabetes", "--rounds", "20", "--mean", "uniform:8", "--threshold", "5"]
-    told = subprocess.run([*command, "--logdir", "run"], cwd=folder, text=True, capture_output=True, check=True).stdout
+    command = [sys.executable, "-m", "tff_kit"]
+    settings = ["--rounds", "20", "--mean", "uniform:8", "--threshold", "5", "--logdir", "run"]
+    trained = subprocess.run([*command, "train", "diabetes", *settings], cwd=folder, text=True, capture_output=True, check=True)
+    assert "accuracy" not in trained.stdout and "mean absolute error" in " ".join(trained.stdout.split())
     with open(folder / "run/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert "accuracy" not in told and "mean absolute error" in " ".join(told.split())
-    assert "test_mean_absolute_error" in rows[0]
-    assert float(rows[-1]["test_mean_absolute_error"]) < np.mean(_diabetes_errors())
+    error = float(rows[-1]["test_mean_absolute_error"])
+    assert error < np.mean(_diabetes_errors())
+    curves = event_accumulator.EventAccumulator(str(folder / "run"), {event_accumulator.TENSORS: 0}).Reload()
+    (last,) = [point for point in curves.Tensors("test_mean_absolute_error") if point.step == 20]
+    assert tf.make_ndarray(last.tensor_proto) == np.float32(error)
+    assert not [name for name in curves.Tags()["tensors"] if "accuracy" in name]
+    evaluation = [*command, "evaluate", "diabetes", "--model", "run"]
+    evaluated = json.loads(subprocess.check_output(evaluation, cwd=folder, text=True))
+    assert evaluated.keys() == {"mean_absolute_error", "loss", "examples"}
+    assert evaluated["mean_absolute_error"] == pytest.approx(error, rel=1e-6)
 
 
 def _diabetes_errors() -> tuple[float, float]:
