@@ -23,6 +23,7 @@ NEED_TFF = (
     "tff_kit.training.initial",
     "tff_kit.training.rounds",
 )
+NEED_FLOWER = ("tff_kit.deploy.engine", "tff_kit.deploy.supernode")  # Which has an environment of its own.
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).replace(".__init__", "") for path in ROOT.glob("tff_kit/**/*.py")
 )
@@ -92,9 +93,10 @@ def test_the_package_alone_loads_and_changes_nothing(report):
 
 def test_all_but_the_simulation_imports_without_tff(report):
     need_it = [name for name in MODULES if name.startswith(NEED_TFF)]
-    assert sorted(report["errors"]) == need_it
+    errors = {name: error for name, error in report["errors"].items() if name not in NEED_FLOWER}
+    assert sorted(errors) == need_it
     assert len(MODULES) - len(need_it) > 50
-    for error in report["errors"].values():
+    for error in errors.values():
         assert error.startswith("ImportError: Expected TensorFlow Federated 0.87")
 
 
