@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import pathlib
 from typing import Any, Callable, Optional
 
 import tensorflow as tf
@@ -27,6 +28,8 @@ class FederatedDataset:
         runs it: what travels to the worker is the id and the seed, not the data.
       test: Batches of `(inputs, labels)` of the held-out examples, always in the same order.
       notes: Sentences that a user should read before trusting a result on this data.
+      write_client: Writes a client's files, by its id, to a folder that the task reads as its data: for data that is not examples
+        which each client shuffles whole. `None` for data that is.
 
     Raises:
       DataError: If there is no client, or its id can't be one.
@@ -37,6 +40,7 @@ class FederatedDataset:
     client_dataset: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     test: tf.data.Dataset
     notes: tuple[str, ...] = ()
+    write_client: Optional[Callable[[str, pathlib.Path], None]] = None
 
     def __post_init__(self) -> None:
         if not self.client_ids:

@@ -24,7 +24,7 @@ class _NoMachines:
 def train(task: str, arguments: Sequence[str]) -> Callable:
     """Returns the command that trains `task`; its defaults are those of the run to resume, where one is resumed."""
     settings_type = find_task(task)
-    default = _default_settings(settings_type, arguments)
+    default = default_settings(settings_type, arguments)
     federated = issubclass(settings_type, Experiment)
     module: Any = importlib.import_module(f"tff_kit.training.{'rounds' if federated else 'centralized'}")
     machines_type = module.cluster.Machines if federated else _NoMachines
@@ -73,7 +73,8 @@ def evaluate(task: str, arguments: Sequence[str]) -> Callable:
     return run_evaluation
 
 
-def _default_settings(settings_type: type[Training], arguments: Sequence[str]) -> Training:
+def default_settings(settings_type: type[Training], arguments: Sequence[str]) -> Training:
+    """Returns the defaults of a command line: those of the run to resume, where one is resumed."""
     if "--resume" not in arguments:
         return settings_type()
     logdir = ""

@@ -112,6 +112,7 @@ def load(
         all_clients=all_clients,
         all_batches=all_batches,
         store=store,
+        write_client=lambda client, folder: stores.write_client(store, client, folder),
     )
 
 
