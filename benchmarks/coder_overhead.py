@@ -18,7 +18,7 @@ from benchmarks import results
 from tff_kit.encoders import EntropyCodingStage
 from tff_kit.encoders.rate_control import rounded_normal
 
-_SIZES = (100_000, 1_605_632, 10_000_000)  # The second is EMNIST's dense layer.
+_SIZES = (100_000, 1_605_632)  # The second is that of the dense layer for EMNIST.
 _BITS = (0.15, 0.5, 1.0, 2.0, 4.0)
 _STAGE = EntropyCodingStage()
 
