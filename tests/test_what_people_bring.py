@@ -317,7 +317,12 @@ def test_what_the_system_refuses_is_one_sentence(error, monkeypatch, tmp_path, c
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
     logdir = str(tmp_path / "run")
-    assert command_line.main(["train", "emnist", "--data", "digits", "--clients", "2", "--rounds", "1", "--logdir", logdir]) == 2
+    assert (
+        command_line.main(
+            ["train", "emnist", "--data", "digits", "--filters", "1", "--clients", "1", "--rounds", "1", "--logdir", logdir]
+        )
+        == 2
+    )
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert line.startswith(f"error: The training in {logdir} stopped: ") and "No space left on device. Once" in line
     assert line.endswith(f"it goes on with --resume --logdir {logdir}.")
