@@ -16,11 +16,12 @@ STORE ?= embeddings
 KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
+INSTALLED_DEPLOY := .venv-deploy/.installed
 DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -62,7 +63,7 @@ notebooks: setup ## Opens the notebooks in Jupyter Lab.
 run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs. TFF_KIT_* variables name the data.
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
-test: setup ## Runs all tests.
+test: setup setup-deploy ## Runs all tests.
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
 
 test-fast: setup ## Runs the tests that need neither much time nor data nor programs of their own.
@@ -114,5 +115,17 @@ bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures seconds a round be
 requirements: ## Resolves pyproject.toml into requirements.txt again. Needs uv.
 	@bash scripts/lock.sh
 
+setup-deploy: $(INSTALLED_DEPLOY) ## Creates the environment .venv-deploy of real clients from requirements-deploy.txt.
+
+$(INSTALLED_DEPLOY): requirements-deploy.txt scripts/setup_deploy.sh
+	@bash scripts/setup_deploy.sh
+	@touch $@
+
+lock-deploy: ## Resolves requirements-deploy.in again into requirements-deploy.txt.
+	@bash scripts/lock_deploy.sh
+
+deploy-demo: setup-deploy ## Trains with a server and two real clients on this machine, TLS and authentication on; ends by itself.
+	@bash scripts/deploy_demo.sh .venv-deploy/bin/python
+
 clean: ## Removes the environments and the site.
-	@rm -rf .venv .peers .docs site
+	@rm -rf .venv .venv-deploy .peers .docs site

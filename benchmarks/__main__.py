@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -39,6 +40,7 @@ _BENCHMARKS = (
     _Benchmark("encoder_time", ("encoders/time",), quick={}),
     _Benchmark("coder_overhead", ("encoders/coder_overhead",), quick={}),
     _Benchmark("format_agreement", ("encoders/format_agreement",), quick={}),
+    _Benchmark("fuzz_decoders", ("encoders/fuzz_decoders",), quick={}),
     _Benchmark("rate_distortion", ("encoders/rate_distortion",), ("--emnist", "{emnist}", "--kws", "{store_1s}"), quick={}),
     _Benchmark("round_time", ("speed/rounds_emnist",), ("emnist", "--data", "{emnist}", "--rounds", "20", *_TIME), quick={}),
     _Benchmark("round_time", ("speed/rounds_kws_1s",), ("kws", *_KWS_1S, "--rounds", "12", *_TIME)),
@@ -108,9 +110,12 @@ def _try(benchmarks: list[_Benchmark]) -> None:
     for benchmark in benchmarks:
         if benchmark.quick is None:
             continue
-        began = time.monotonic()
+        began, used = time.monotonic(), sum(os.times()[:4])
         _load(benchmark).main(**benchmark.quick, quick=True)
-        print(f"benchmarks.{benchmark.module}: {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"benchmarks.{benchmark.module}: {time.monotonic() - began:.0f} s, {sum(os.times()[:4]) - used:.0f} s of a processor",
+            flush=True,
+        )
 
 
 def _load(benchmark: _Benchmark) -> Any:

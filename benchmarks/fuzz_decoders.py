@@ -7,7 +7,8 @@ give tensors of the expected shapes and dtypes, or a PayloadError. Each stage is
 crash is counted and not suffered: `crashes` are other errors and ended processes, `hangs` inputs of more than 20 s. The
 largest allocation is the growth of the process's resident memory during one decoding, over the bytes of the tensor.
 
-A run that was ended goes on where it stopped. Writes results/fuzz_decoders.md.
+A run that was ended goes on where it stopped. Writes results/encoders/fuzz_decoders.csv; ends with an error after a crash or
+a hang.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import faulthandler
 import gc
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -30,7 +32,7 @@ import tensorflow as tf
 import tyro
 from rich.progress import track
 
-from benchmarks.results import machine, write_table
+from benchmarks import results
 from tff_kit import encoders
 from tff_kit.encoders.message import HEADER_BYTES, Layout
 
@@ -62,8 +64,7 @@ SPECS = (
 _SMALL = ((40, 25), (7,))
 _LARGE = ((512, 512),)
 _MEASURED = 25  # Payloads of the large tensor a stage.
-_LOGS = pathlib.Path(__file__).resolve().parent.parent / "logs" / "fuzz_decoders"
-_HANGS_AFTER = 20.0  # Seconds.
+_HANGS_AFTER = 20.0  # Seconds of the clock.
 
 Codec = Union[encoders.BroadcastCodec, encoders.MeanCodec]
 
@@ -91,8 +92,13 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
-        return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
+        shapes = [tuple(spec.shape) for spec in self._specs]
+        kinds: list[list[np.ndarray]] = [
+            [generator.normal(size=shape) for shape in shapes],
+            [generator.standard_cauchy(shape) for shape in shapes],
+            [generator.integers(0, 2, shape) for shape in shapes],
+        ]
+        return [[tf.cast(x, spec.dtype) for x, spec in zip(arrays, self._specs)] for arrays in kinds]
 
     def decode(self, payload: bytes) -> str:
         """Returns `decoded` or `refused`; raises where neither is right."""
@@ -186,6 +192,12 @@ class Counts:
     def inputs(self) -> int:
         return self.decoded + self.refused + self.crashes + self.hangs
 
+    def row(self) -> results.Row:
+        """Returns the line of the results."""
+        counted = {name: getattr(self, name) for name in ("inputs", "decoded", "refused", "crashes", "hangs")}
+        measured = {"slowest_seconds": round(self.worst, 3), "allocated_over_tensor": round(self.allocated, 2)}
+        return {"encoder": self.spec, **counted, **measured}
+
     def add(self, outcome: str, seconds: float) -> None:
         """Counts one input."""
         if outcome not in ("decoded", "refused"):
@@ -216,14 +228,14 @@ def fuzz(number: int, first: int, count: int) -> None:
 def measure(number: int) -> None:
     """Prints the largest allocation of decoding altered payloads of a large tensor, over its bytes."""
     target = Target(SPECS[number], _LARGE)
-    size = 4 * np.prod(_LARGE[0])
+    size = 4 * math.prod(_LARGE[0])
     target.decode(target.payloads[0])
     largest = 0.0
     for i in range(_MEASURED):
         payload = mutated(np.random.default_rng([number, i]), target.codec.layout, target.payloads)
         before = _resident_bytes()
         target.decode(payload)
-        largest = max(largest, (_peak_bytes() - before) / size)
+        largest = max(largest, float(_peak_bytes() - before) / size)
     print(json.dumps(largest))
 
 
@@ -244,66 +256,66 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _run(number: int, wanted: int, counts: Counts) -> None:
+def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
     """Fuzzes a SPEC in another process until it has `wanted` inputs; a process that ends early costs one input."""
     while counts.inputs < wanted:
+        before = counts.inputs
         with _child("fuzz", number, counts.inputs, wanted - counts.inputs) as child:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 counts.add(*json.loads(line))
                 if counts.inputs % 500 == 0:
-                    _save(counts)
+                    _save(counts, file)
+        if counts.inputs == before:
+            raise SystemExit(f"Expected a process that decodes messages of {counts.spec}, found exit status {child.returncode}.")
         if child.returncode:
             counts.add("hangs" if child.returncode == 1 else f"crashes: exit status {child.returncode}", _HANGS_AFTER)
-        _save(counts)
+        _save(counts, file)
     if not counts.allocated:
         with _child("measure", number) as child:
-            counts.allocated = json.loads(child.stdout.read())
-        _save(counts)
+            counts.allocated = json.loads(child.communicate()[0])
+        _save(counts, file)
 
 
 def _child(what: str, *arguments: int) -> subprocess.Popen:
     code = f"import sys; from benchmarks.fuzz_decoders import {what}; {what}(*map(int, sys.argv[1:]))"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    one_thread = {"TF_NUM_INTEROP_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # Small graphs gain nothing by more.
+    environment = {**os.environ, **one_thread, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
-def _path(spec: str) -> pathlib.Path:
-    return _LOGS / f"{spec.replace('/', '_')}.json"
+def _save(counts: Counts, file: pathlib.Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(dataclasses.asdict(counts), indent=1))
+    part.replace(file)
 
 
-def _save(counts: Counts) -> None:
-    _LOGS.mkdir(parents=True, exist_ok=True)
-    temporary = _path(counts.spec).with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(counts), indent=1))
-    temporary.replace(_path(counts.spec))
-
-
-def _load(spec: str) -> Counts:
-    return Counts(**json.loads(_path(spec).read_text())) if _path(spec).exists() else Counts(spec)
-
-
-def main(inputs: int = 300_000) -> None:
-    """Fuzzes and writes results/fuzz_decoders.md.
+def main(inputs: int = 300_000, quick: bool = False) -> None:
+    """Fuzzes and writes the results.
 
     Args:
       inputs: How many, in equal parts for all SPECs.
+      quick: Try a few inputs of two SPECs, into logs/results-quick/.
     """
-    counted = [_load(spec) for spec in SPECS]
-    for number, counts in enumerate(track(counted, "fuzzing")):
-        _run(number, -(-inputs // len(SPECS)), counts)
-    total = sum(c.inputs for c in counted)
-    lines = [
-        f"`python -m benchmarks.fuzz_decoders --inputs {inputs}`, {total:,} inputs, {machine()}, TensorFlow {tf.__version__}.",
-        "",
-        "| SPEC | inputs | decoded | refused | crashes | hangs | slowest s | largest allocation / tensor |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for c in counted:
-        ends = f"{c.decoded:,} | {c.refused:,} | {c.crashes} | {c.hangs}"
-        lines.append(f"| `{c.spec}` | {c.inputs:,} | {ends} | {c.worst:.2f} | {c.allocated:.1f} |")
-    lines += ["", *(f"* `{c.spec}`: {failure}" for c in counted for failure in c.failures)]
-    write_table("fuzz_decoders.md", lines)
+    specs = SPECS[3:5] if quick else SPECS
+    wanted = 20 if quick else -(-inputs // len(specs))
+    folder = results.runs_folder("fuzz_decoders", quick)
+    rows = []
+    for spec in track(specs, "fuzzing"):
+        file = folder / f"{spec.replace('/', '_')}.json"
+        counts = Counts(**json.loads(file.read_text())) if file.exists() else Counts(spec)
+        _run(SPECS.index(spec), wanted, counts, file)
+        rows.append(counts.row())
+    source = results.Source(
+        command=f"python -m benchmarks.fuzz_decoders --inputs {inputs}",
+        data="altered messages of normal, Cauchy and binary numbers, of 40 x 25 and 7 elements; allocations of 512 x 512",
+        seeds="one an input",
+        spread="none: counts and maxima",
+    )
+    results.write("encoders/fuzz_decoders", rows, source, quick)
+    if any(row["crashes"] or row["hangs"] for row in rows):
+        raise SystemExit(f"Expected no crash and no hang; {folder} says which inputs ended so.")
 
 
 if __name__ == "__main__":

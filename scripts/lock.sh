@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml into requirements.txt: one list, of wheels only, that serves Python 3.9, 3.10 and 3.11.
+# Resolves pyproject.toml into requirements.txt, the environment of the simulation, notebooks and tests: one list, of wheels only,
+# that serves Python 3.9, 3.10 and 3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 #   setuptools 79.0.1            TensorBoard 2.14 imports pkg_resources, which setuptools warns of from 80.9 on, and has not from 82 on.
 #   transformers 4.46.3          The last line that runs beside TensorFlow 2.14 and its Keras.
 HEADER
-    UV_PYTHON_DOWNLOADS=never uv pip compile pyproject.toml --quiet --python-version 3.9 \
-        --python-platform x86_64-manylinux_2_31 --only-binary :all: --no-header --no-annotate
+    UV_PYTHON_DOWNLOADS=never uv pip compile pyproject.toml --extra simulation --extra notebooks --extra dev --quiet \
+        --python-version 3.9 --python-platform x86_64-manylinux_2_31 --only-binary :all: --no-header --no-annotate
 } > requirements.txt.part
 mv requirements.txt.part requirements.txt

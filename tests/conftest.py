@@ -2,18 +2,25 @@
 
 import contextlib
 import csv
+import functools
 import os
 import pathlib
+import runpy
 import sqlite3
 import subprocess
 import sys
 import time
 import wave
 
+import hypothesis
 import numpy as np
 import programs
 import pytest
 import tensorflow as tf
+
+# The same examples in every run. Benchmarks search longer, with others each time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -21,8 +28,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.hookimpl(tryfirst=True)  # Before tests are selected by their marks.
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "shared" in item.fixturenames:
-            item.add_marker("data")
+        for fixture, mark in (("shared", "data"), ("start_program", "process")):
+            if fixture in item.fixturenames:
+                item.add_marker(mark)
 
 
 def wait_until(condition, seconds=30):
@@ -42,11 +50,26 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def writers(shared, tmp_path_factory):
-    """A cache folder with the digits of 700 writers."""
-    folder = tmp_path_factory.mktemp("mnist-by-writer")
-    subprocess.run([sys.executable, shared / "tools/make_data.py", "emnist", folder], check=True, capture_output=True)
-    return folder
+def unpack(shared):
+    """The function of the developers' tool that unpacks a kind of data from one folder into another."""
+    tool = runpy.run_path(str(shared / "tools/make_data.py"))
+    return lambda kind, data, out: tool[kind](data, out)
+
+
+@pytest.fixture(scope="session")
+def cache_of_writers(shared, unpack, tmp_path_factory):
+    """Returns a cache folder with the digits of the first `count` of the 700 writers."""
+
+    @functools.cache
+    def cache(count):
+        folder = tmp_path_factory.mktemp(f"{count}-writers")
+        archive = np.load(shared / "data/digits_by_writer.npz")
+        kept = np.isin(archive["writer"], np.unique(archive["writer"])[:count])
+        np.savez(folder / "digits_by_writer.npz", **{name: archive[name][kept] for name in archive})
+        unpack("emnist", folder, folder)
+        return folder
+
+    return cache
 
 
 @pytest.fixture
@@ -152,8 +175,12 @@ def write_wav(path: pathlib.Path, samples, rate: int = 16_000, channels: int = 1
 
 @pytest.fixture
 def speech_folder(tmp_path) -> pathlib.Path:
+    """A folder of its own with what `write_speech` writes."""
+    return write_speech(tmp_path / "speech")
+
+
+def write_speech(folder: pathlib.Path) -> pathlib.Path:
     """Thirty speakers who say yes, no, and bed twice; every clip holds its own number. Two background recordings."""
-    folder = tmp_path / "speech"
     for speaker in range(30):
         for k, word in enumerate(("yes", "no", "bed")):
             for n in range(2):

@@ -13,6 +13,8 @@ from tff_kit.tasks.keywords import embed
 from tff_kit.tasks.keywords import head as kws_head
 from tff_kit.training import runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -76,10 +78,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, store, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.fixture(scope="module")
+def scratch(store, tmp_path_factory):
+    """One epoch from weights drawn by chance."""
+    return _train(store, tmp_path_factory.mktemp("centralized") / "scratch", epochs=1, seed=6)
+
+
 @pytest.mark.parametrize("name", ["model.keras", "model.safetensors"])
-def test_training_starts_from_a_head(run, store, tmp_path, name):
+def test_training_starts_from_a_head(run, scratch, store, tmp_path, name):
     first = _train(store, tmp_path / "run", epochs=1, seed=6, checkpoint=str(run.path / name))
-    scratch = _train(store, tmp_path / "scratch", epochs=1, seed=6)
     assert float(_rows(first)[0]["loss"]) < float(_rows(scratch)[0]["loss"])
 
 

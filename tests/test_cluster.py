@@ -25,6 +25,8 @@ from tff_kit import runtime
 from tff_kit.algorithm import privacy, processes
 from tff_kit.runtime import cluster, sizing
 
+pytestmark = pytest.mark.process
+
 # More than the clients of a test, since TFF's worker has additions, too, wait for their clients in one of these places.
 AT_ONCE = 8
 
@@ -455,7 +457,7 @@ def test_bad_machines_are_refused(arguments, message, tmp_path, capsys):
 
 def test_a_training_that_loses_its_workers_goes_on_elsewhere(pair, tmp_path, capsys):
     logdir = str(tmp_path / "run")
-    base = ["train", "emnist", "--data", "digits", "--clients", "2", "--logdir", logdir]
+    base = ["train", "emnist", "--data", "digits", "--filters", "2", "--clients", "2", "--logdir", logdir]
     addresses = ",".join(worker.address for worker in pair)
 
     def fail_later(line=None):
@@ -465,7 +467,7 @@ def test_a_training_that_loses_its_workers_goes_on_elsewhere(pair, tmp_path, cap
 
     fault = threading.Thread(target=fail_later)
     fault.start()
-    arguments = ["--rounds", "50", "--eval-every", "1", "--workers", addresses, "--worker-timeout", "3"]
+    arguments = ["--rounds", "500", "--eval-every", "1", "--workers", addresses, "--worker-timeout", "3"]
     assert command_line.main([*base, *arguments]) == 2
     fault.join()
     for worker in pair:
@@ -475,7 +477,7 @@ def test_a_training_that_loses_its_workers_goes_on_elsewhere(pair, tmp_path, cap
     done = len(_rows(tmp_path))
     per_round = int(_rows(tmp_path)[0]["aggregate_bits"])
     with open(tmp_path / "run/settings.json") as file:
-        text = file.read().replace('"rounds": 50', f'"rounds": {done}')  # A shorter run, to see its end.
+        text = file.read().replace('"rounds": 500', f'"rounds": {done}')  # A shorter run, to see its end.
     (tmp_path / "run/settings.json").write_text(text)
     assert command_line.main(["train", "emnist", "--resume", "--logdir", logdir, "--rounds", str(done + 1)]) == 0
     rows = _rows(tmp_path)
@@ -497,7 +499,7 @@ def test_a_worker_started_over_ssh_computes_and_ends_with_the_training(tmp_path)
     ssh = tmp_path / "ssh"  # Of one host, this one; what it would forward is here already.
     ssh.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/arguments\necho $$ > {tmp_path}/pid\nexec bash -c "${{@: -1}}"\n')
     ssh.chmod(0o755)
-    settings = ["--data", "digits", "--rounds", "1", "--clients", "2", "--logdir", str(tmp_path / "run")]
+    settings = ["--data", "digits", "--filters", "2", "--rounds", "1", "--clients", "2", "--logdir", str(tmp_path / "run")]
     subprocess.run(
         [str(ROOT / "scripts" / "workers_over_ssh.sh"), "first", "emnist", *settings],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": str(port)},

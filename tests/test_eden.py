@@ -1,5 +1,6 @@
 """EDEN and DRIVE, against theory."""
 
+import functools
 import math
 
 import numpy as np
@@ -27,6 +28,7 @@ class EdenStageTest(stages.StageTest):
         self.assertAllClose(np.vdot(data.x, data.decoded_x), np.vdot(data.x, data.x), rtol=1e-4)
 
 
+@functools.cache
 def _distortion(bits):
     """Returns the expected squared error of the quantizer for a normal distribution, integrated numerically."""
     x = np.linspace(-9, 9, 2_000_001)

@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import write_speech
 
 import tff_kit
 from tff_kit.datasets import DataError, FederatedDataset, disk, partitions
@@ -41,14 +42,26 @@ def _expected(speech, clip) -> np.ndarray:
     return _embed(speech.read(clip)[None]).numpy()[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory):
+    """The clips, which nobody here changes."""
+    return write_speech(tmp_path_factory.mktemp("clips") / "speech")
+
+
+@pytest.fixture(scope="module")
 def speech(speech_folder):
     return speech_commands.load_data(speech_folder)
 
 
+@pytest.fixture(scope="module")
+def written(speech, tmp_path_factory):
+    return embed.embed(speech, ENCODER, tmp_path_factory.mktemp("embeddings") / "store", show_progress=False)
+
+
 @pytest.fixture
-def store(speech, tmp_path):
-    return embed.embed(speech, ENCODER, tmp_path / "store", show_progress=False)
+def store(written, tmp_path):
+    """A copy of the embeddings, for a test to spoil."""
+    return stores.open_store(shutil.copytree(written.folder, tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +281,7 @@ def test_the_worker_reads_the_store_by_a_clients_id(demo_folder):
     assert total == pytest.approx(sum(float(x.sum(dtype=np.float64)) for x, _ in batches), rel=1e-3, abs=1.0)
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """A store of 77 MB, read once: the peak stays near what it was with the first batches."""
     store = embed.demo(tmp_path / "store", clients=2, clips_per_client=500)
@@ -338,6 +352,7 @@ embed.embed(speech, encoder, sys.argv[2], batch_size=16)
 """
 
 
+@pytest.mark.process
 def test_killed_and_started_again(speech_folder, speech, tmp_path):
     whole = embed.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
     killed = tmp_path / "killed"
@@ -429,7 +444,7 @@ def test_a_folder_with_other_things_is_not_written_to(speech, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt"):
         embed.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
-    with pytest.raises(DataError, match="Expected a folder to write in"):
+    with pytest.raises(DataError, match="Expected a folder to write to"):
         embed.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
 
 

@@ -79,8 +79,9 @@ def test_a_client_without_examples_is_left_out_and_named(small_cache):
     assert data.notes == ("1 client without examples left out.",)
 
 
-def test_the_writers_are_all_there(writers):
-    data = emnist.load(str(writers))
+@pytest.mark.slow
+def test_the_writers_are_all_there(cache_of_writers):
+    data = emnist.load(str(cache_of_writers(700)))
     assert len(data.client_ids) == 700
     assert sum(len(labels) for _, labels in data.test) == 5773
     assert "700 writers" in data.name

@@ -31,6 +31,8 @@ def test_there_are_four():
     assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_it_runs_and_its_claims_hold(path, folder):
     executed = run_notebooks.execute(path, folder)
@@ -39,10 +41,10 @@ def test_it_runs_and_its_claims_hold(path, folder):
         assert not ("browser" in cell.metadata.get("tags", []) and cell.outputs)
 
 
+@pytest.mark.process
 def test_a_claim_that_does_not_hold_is_an_error_and_nothing_is_written(folder):
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    (setup,) = [cell for cell in notebook.cells if "except ImportError" in cell.source]
-    notebook.cells = [setup, nbformat.v4.new_code_cell("assert len(digits.client_ids) == 15")]
+    cells = [nbformat.v4.new_code_cell(source) for source in ("print('found')", "assert 2 + 2 == 5")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     path = folder / "false.ipynb"
     nbformat.write(notebook, path)
     before = path.read_bytes()
@@ -51,6 +53,7 @@ def test_a_claim_that_does_not_hold_is_an_error_and_nothing_is_written(folder):
     assert path.read_bytes() == before
 
 
+@pytest.mark.process
 def test_outputs_with_a_folder_of_this_machine_are_refused(folder, monkeypatch):
     monkeypatch.setenv("TFF_KIT_SPEECH", str(folder))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os\nos.getcwd()")])

@@ -81,6 +81,7 @@ def test_the_secure_mean_is_the_weighted_mean_but_for_its_steps():
     np.testing.assert_array_equal(output.result[0], np.zeros(3))
 
 
+@pytest.mark.slow
 def test_a_client_whose_training_fails_is_left_out_and_counted():
     process = tff_kit.build_federated_averaging_process(
         model_fn,
@@ -134,6 +135,7 @@ def digits():
     return emnist.load("digits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _COSTS)
 def test_what_crosses_is_counted_exactly_and_secure_means_secure(kind, digits):
     settings, down, up = _COSTS[kind]
@@ -149,6 +151,7 @@ def test_what_crosses_is_counted_exactly_and_secure_means_secure(kind, digits):
     (is_secure if "secure" in settings else tff.test.assert_contains_unsecure_aggregation)(process.next)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_clipping_norm_counts_bits_and_tells_epsilon(tmp_path, capsys):
     settings = ["--data", "digits", "--filters", "2", "--clients", "5", "--broadcast", "uniform:8", "--dropout", "0.3"]
     private = ["--noise-multiplier", "0.5", "--no-weighted", "--secure", "--eval-every", "1"]

@@ -158,9 +158,9 @@ def test_a_result_of_unknown_circumstances_says_so(root):
 
 def test_every_result_is_written_by_make_results():
     written = {name for benchmark in run_all._BENCHMARKS for name in benchmark.writes}
-    there = {f"{file.parent.name}/{file.stem}" for file in results.RESULTS.rglob("*.csv")}
-    assert {name for name in there if not name.endswith("_runs")} == written
-    assert {name.replace("_runs", "") for name in there} == written
+    there = {f"{file.parent.name}/{file.stem}".replace("_runs", "") for file in results.RESULTS.rglob("*.csv")}
+    assert there
+    assert there <= written
 
 
 def test_every_benchmark_has_a_smoke_test():

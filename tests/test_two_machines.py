@@ -8,12 +8,10 @@ import contextlib
 import csv
 import functools
 import json
-import runpy
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, wait_until
@@ -21,6 +19,8 @@ from conftest import ROOT, wait_until
 from tff_kit import __main__ as command_line
 from tff_kit.tasks.keywords import embed, speech_commands, whisper
 from tff_kit.training import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 PORT = 7000
 
@@ -123,25 +123,13 @@ def network(tmp_path_factory):
     network.stop()
 
 
-@pytest.fixture(scope="module")
-def unpack(shared):
-    """The function of the developers' tool that unpacks a kind of data from one folder into another."""
-    tool = runpy.run_path(str(shared / "tools/make_data.py"))
-    return lambda kind, data, out: tool[kind](data, out)
-
-
 COMPRESSED = ["--broadcast", "uniform:8", "--mean", "eden:2/uniform:8", "--threshold", "1000", "--eval-every", "1"]
 
 
 @pytest.fixture(scope="module")
-def digits(shared, unpack, tmp_path_factory):
+def digits(cache_of_writers):
     """A training on the digits of eight writers."""
-    folder = tmp_path_factory.mktemp("eight-writers")
-    archive = np.load(shared / "data/digits_by_writer.npz")
-    few = archive["writer"] < np.unique(archive["writer"])[8]
-    np.savez(folder / "digits_by_writer.npz", **{name: archive[name][few] for name in archive})
-    unpack("emnist", folder, folder)
-    return ["emnist", "--data", str(folder), "--clients", "6", *COMPRESSED]
+    return ["emnist", "--data", str(cache_of_writers(8)), "--clients", "6", *COMPRESSED]
 
 
 @pytest.fixture(scope="module")

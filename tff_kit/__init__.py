@@ -1,13 +1,19 @@
 """Federated learning with compressed communication, every bit counted.
 
-Importing this package loads nothing and changes nothing: a name is loaded when it is first used. Encoders, tasks and settings
-need TensorFlow only. What simulates a federation needs TensorFlow Federated 0.87 as well.
+Importing this package loads and changes nothing. A name is loaded when it is first used. Encoders, tasks and settings need only
+TensorFlow. The simulation also needs TensorFlow Federated 0.87.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
+
+# Models are of Keras 2. From TensorFlow 2.16 on that is a package of its own, which TensorFlow has to be told of.
+if importlib.util.find_spec("tf_keras"):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
     from tff_kit import datasets, encoders, runtime
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from tff_kit.training.evaluation import evaluate
     from tff_kit.training.rounds import train
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "CentralizedKeywordSpotting": "tasks.keywords",
     "Emnist": "tasks.emnist",
@@ -51,7 +59,7 @@ _HOMES = {
     "train": "training.rounds",
     "train_centralized": "training.centralized:train",
 }
-"""Where each public name is: MODULE, or MODULE:NAME where it has another name there."""
+"""The module of each public name: MODULE, or MODULE:NAME if the name differs there."""
 _ROOMS = ("algorithm", "analysis", "datasets", "embeddings", "encoders", "experiment", "runtime", "tasks", "training")
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -13,6 +14,9 @@ from typing import Callable
 # the newest processors only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Models are of Keras 2, which is a package of its own from TensorFlow 2.16 on.
+if importlib.util.find_spec("tf_keras"):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 from tff_kit.errors import UserError
 
@@ -20,14 +24,25 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
 
   train TASK        train, by federated averaging unless TASK says otherwise, into a run directory
   evaluate TASK     print metrics, loss and number of examples of a trained model as JSON
+  serve TASK        train with real clients, which join over a network
+  join              take part in the trainings of a server, as a client with data of its own
+  partition TASK    write each client's data to a folder, to be copied to its device
+  credential        make the keys of a server and of the clients that may join it
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
   plot cifar10      draw how many pictures, and of which classes, the clients of CIFAR-10 have
 
 TASK is one of: {tasks}. COMMAND TASK --help lists the settings."""
-_TASK_COMMANDS = {"train": "tff_kit.training.commands:train", "evaluate": "tff_kit.training.commands:evaluate"}
+_TASK_COMMANDS = {
+    "train": "tff_kit.training.commands:train",
+    "evaluate": "tff_kit.training.commands:evaluate",
+    "serve": "tff_kit.deploy.commands:serve",
+    "partition": "tff_kit.deploy.commands:partition",
+}
 _COMMANDS = {
+    "join": "tff_kit.deploy.commands:join",
+    "credential": "tff_kit.deploy.commands:credential",
     "worker": "tff_kit.runtime.commands:worker",
     "embed": "tff_kit.tasks.keywords.commands:embed",
     "plot cifar10": "tff_kit.tasks.cifar10.commands:plot_partitions",
@@ -61,6 +76,12 @@ def _run(make_function: Callable[[], Callable], name: str, arguments: Sequence[s
     logging.getLogger("asyncio").disabled = True  # On Ctrl-C it would add tracebacks of its own for what was interrupted.
     try:
         tyro.cli(make_function(), args=list(arguments), prog=f"python -m tff_kit {name}")
+    except ModuleNotFoundError as error:
+        print(
+            f"error: Expected the package {error.name}, found none. docs/install.md says what each command needs.",
+            file=sys.stderr,
+        )
+        return 2
     except (UserError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,10 @@ from typing_extensions import Literal, dataclass_transform, get_args
 from tff_kit import encoders
 from tff_kit.datasets import DataError, FederatedDataset, PooledDataset
 from tff_kit.errors import UserError
+from tff_kit.requirements import require_keras_2
+
+require_keras_2()  # After encoders, which make it so.
+
 from tff_kit.metrics import Metric, metrics_of_loss
 
 ClientOptimizer = Literal["sgd", "adam"]
@@ -27,7 +31,7 @@ ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
 
 class SettingsError(UserError):
-    """A setting that can't be. The message says what was expected and what was found."""
+    """A setting is not valid. The message says what was expected and what was found."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -58,7 +62,7 @@ class _Settings:
 
 
 class Training(_Settings):
-    """What every training can be told, federated or not."""
+    """The settings of every training, federated or not."""
 
     batch_size: int = 20
     """Examples in a training batch."""
@@ -71,7 +75,7 @@ class Training(_Settings):
     """The task's name, on the command line and in files."""
 
     def load_data(self) -> FederatedDataset:
-        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        """Loads the data; raises `tff_kit.datasets.DataError` if it is missing or broken."""
         raise NotImplementedError
 
     def build_model(self) -> tf.keras.Model:
@@ -79,7 +83,7 @@ class Training(_Settings):
         raise NotImplementedError
 
     def build_loss(self) -> tf.keras.losses.Loss:
-        """Returns the loss of what the model puts out."""
+        """Returns the loss of the model's outputs."""
         raise NotImplementedError
 
     def metrics(self) -> Sequence[Metric]:
@@ -100,7 +104,7 @@ class Training(_Settings):
 
 
 class Communication(_Settings):
-    """What travels between server and clients, and in how many bits."""
+    """The settings of what travels between server and clients, and in how many bits."""
 
     broadcast: str = "identity"
     """SPEC of the downlink's encoder, which sends the model to the clients. A SPEC is identity, tensor_encoding:BITS,
@@ -128,7 +132,7 @@ class Communication(_Settings):
 
 
 class Algorithm(_Settings):
-    """How clients and server learn."""
+    """The settings of how clients and server learn."""
 
     client_optimizer: ClientOptimizer = "sgd"
     """Optimizer of the clients."""
@@ -154,7 +158,7 @@ class Algorithm(_Settings):
 
 
 class Privacy(_Settings):
-    """What the server may see of a client."""
+    """The settings of what the server may see of a client."""
 
     noise_multiplier: float = 0.0
     """Differential privacy: the standard deviation of the noise on the sum of clipped updates, in units of the clipping norm. 0
@@ -182,7 +186,7 @@ class Privacy(_Settings):
 
 
 class Participation(_Settings):
-    """Which clients take part in a round, and which of them are missing or late."""
+    """The settings of which clients take part in a round, and which of them are missing or late."""
 
     clients: int = 10
     """Clients sampled in each round, without replacement."""
@@ -196,7 +200,7 @@ class Participation(_Settings):
     model but send nothing. The fastest client is always awaited."""
 
     fewer_clients_will_do = False
-    """Whether a round takes all clients where there are fewer than it should sample."""
+    """Whether a round takes all clients if there are fewer than it should sample."""
 
     def _check_participation(self) -> None:
         check_numbers(self, at_least_1=("clients",), above_0=("deadline",), at_least_0=("dropout", "straggling"))
@@ -205,10 +209,10 @@ class Participation(_Settings):
 
 
 class Experiment(Privacy, Participation, Algorithm, Communication, Training):
-    """What every federated averaging experiment can be told; the settings of `tff_kit.train`.
+    """The settings of every federated averaging experiment, which `tff_kit.train` takes.
 
-    A subclass is a task: it says what is trained on what by `load_data`, `build_model` and `build_loss`, has a name in `task`,
-    and may have other defaults and further settings. `python -m tff_kit train emnist --help` explains each setting.
+    A subclass is a task. It defines `load_data`, `build_model`, `build_loss` and the name `task`. It may have other defaults and
+    further settings. `python -m tff_kit train emnist --help` explains each setting.
     """
 
     rounds: int = 10
@@ -264,7 +268,7 @@ class Experiment(Privacy, Participation, Algorithm, Communication, Training):
 
 
 class CentralizedTraining(Training):
-    """What a training without federation can be told; the settings of `tff_kit.train_centralized`.
+    """The settings of a training without federation, which `tff_kit.train_centralized` takes.
 
     Its data is federated data that can be read as a whole, too: a `tff_kit.datasets.PooledDataset`.
     """
@@ -280,7 +284,7 @@ class CentralizedTraining(Training):
         check_numbers(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))
 
     def load_data(self) -> PooledDataset:
-        """Loads the data; raises `tff_kit.datasets.DataError` where it is missing or broken."""
+        """Loads the data; raises `tff_kit.datasets.DataError` if it is missing or broken."""
         raise NotImplementedError
 
     def load_weights(self, model: tf.keras.Model, path: pathlib.Path) -> None:

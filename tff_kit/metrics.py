@@ -1,4 +1,4 @@
-"""What a task measures besides its loss, and what follows from a loss where a task doesn't say."""
+"""The metrics of a task besides its loss, and the usual metrics of a loss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """Something to measure on batches of predictions.
+    """A measure of batches of predictions.
 
     Attributes:
-      name: What it is called in tables, files and plots: `train_<name>` and `test_<name>` are its columns in metrics.csv.
+      name: Its name in tables, files and plots. `train_<name>` and `test_<name>` are its columns in metrics.csv.
       build: Returns a new Keras metric with each call.
       higher_is_better: Whether a higher value is a better one.
     """
@@ -28,7 +28,7 @@ MEAN_ABSOLUTE_ERROR = Metric("mean_absolute_error", tf.keras.metrics.MeanAbsolut
 
 
 def metrics_of_loss(loss: tf.keras.losses.Loss) -> Sequence[Metric]:
-    """Returns what is usually measured of a model trained with `loss`; empty where nothing follows from it."""
+    """Returns the usual metrics of a model that is trained with `loss`; empty if none follow from it."""
     keras = tf.keras
     # A model whose output are logits calls a class from 0 on, one whose output are probabilities from 0.5 on.
     threshold = 0.0 if loss.get_config().get("from_logits") else 0.5

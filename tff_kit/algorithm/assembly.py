@@ -48,7 +48,7 @@ def build_process(
     process = processes.build_federated_averaging_process(
         model_fn,
         build_client_optimizer(experiment),
-        experiment.build_server_optimizer() or _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr),
+        build_server_optimizer(experiment),
         processes.build_encoded_broadcast_process_from_model(
             model_fn,
             encoders.build_broadcast_encoder_fn(experiment.broadcast, experiment.threshold, experiment.seed),
@@ -169,6 +169,11 @@ def _build_in_graph(experiment: Experiment) -> tf.keras.Model:
             f"Expected {name} to return a model of one output, which loss and metrics are of; found {outputs}. Concatenate them."
         )
     return model
+
+
+def build_server_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:
+    """Returns what the experiment's server makes of the mean update."""
+    return experiment.build_server_optimizer() or _SERVER_OPTIMIZERS[experiment.server_optimizer](experiment.server_lr)
 
 
 def build_client_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:

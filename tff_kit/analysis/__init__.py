@@ -1,1 +1,1 @@
-"""To look at what a training does: clients' updates, and what notebooks begin with."""
+"""Tools to look at a training: the clients' updates, and the common parts of the notebooks."""

@@ -1,4 +1,4 @@
-"""What the notebooks in notebooks/ begin with: how large they run, what they ran on, and the project's measured results.
+"""The common parts of the notebooks: their size, the machine and data they ran on, and the project's measured results.
 
 The environment variable TFF_KIT_NOTEBOOKS is `small` for the reduced size that tests run, else `full` or not set.
 """
@@ -24,8 +24,6 @@ RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
 _SIZES = ("full", "small")
 _began = time.monotonic()
 
-tf.get_logger().setLevel("WARNING")  # In a notebook it would tell of every checkpoint.
-
 
 def choose(full: T, small: T) -> T:
     """Returns `full`, or `small` where the notebook runs at reduced size; raises ValueError for a size that is neither."""
@@ -36,7 +34,8 @@ def choose(full: T, small: T) -> T:
 
 
 def print_heading(*data: FederatedDataset) -> None:
-    """Prints when, at which size, on which data and on which machine the notebook runs."""
+    """Prints when, at which size, on which data and on which machine the notebook runs. Turns TensorFlow's INFO messages off."""
+    tf.get_logger().setLevel("WARNING")  # It would tell of every checkpoint.
     print(f"{datetime.datetime.now():%Y-%m-%d %H:%M}, {choose('full size', 'reduced size, for tests')}, on")
     for dataset in data:
         print(f"  {dataset.name}, {len(dataset.client_ids)} clients")

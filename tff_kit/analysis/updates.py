@@ -1,6 +1,10 @@
-"""What clients would send after local training: their updates, to look at and to try encoders on."""
+"""The updates that clients would send after local training, to look at and to try encoders on."""
 
 from __future__ import annotations
+
+from tff_kit.requirements import require_tff
+
+require_tff()
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +22,7 @@ def client_updates(experiment: Experiment, run: runs.RunDirectory, clients: int)
     Args:
       experiment: The settings that `run` was trained with; its encoders, its noise and its server's optimizer do not matter.
       run: A finished run.
-      clients: How many clients.
+      clients: Number of clients.
 
     Returns:
       For each client an array a trainable variable, float32: the weights after its local training minus those before.

@@ -1,4 +1,4 @@
-"""Client data of one's own, from arrays in memory."""
+"""Client data of your own, from arrays in memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def from_arrays(
     boolean labels, else what holds the integers of all, or strings.
 
     Args:
-      name: What the data is, in a few words.
+      name: The data, in a few words.
       clients: Inputs and labels of each client by its id, any string. A list of arrays is one array, with one of them an example.
-      test: Held-out inputs and labels likewise.
+      test: Held-out inputs and labels, in the same form.
       batch_size: Examples in a training batch; a client's last one is smaller.
       local_epochs: How often a client goes through its examples in a round.
 

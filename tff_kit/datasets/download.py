@@ -30,16 +30,16 @@ def download_file(url: str, file: os.PathLike, sha256: str, stall_seconds: float
 
     Args:
       url: The file.
-      file: Where to put it. If it is there already, nothing is done.
+      file: The file to write. If it exists, nothing is done.
       sha256: The file's checksum, in hexadecimal.
-      stall_seconds: How long the server may send nothing before the connection is given up.
-      attempts: How many connections in a row may fail, none of which brought anything, before it is given up.
+      stall_seconds: Seconds without any data after which a connection is given up.
+      attempts: Number of connections in a row without any data after which the download is given up.
 
     Returns:
       The file.
 
     Raises:
-      DataError: If the server can't be reached or refuses, the file is not the expected one, or the disk is full.
+      DataError: If the server cannot be reached or refuses, the file is not the expected one, or the disk is full.
     """
     file = pathlib.Path(file)
     if file.is_file():

@@ -1,9 +1,10 @@
-"""What every dataset gives to training: clients by id, a way to read one client's batches, and held-out test data."""
+"""The interface of all datasets: client ids, a function that reads one client's batches, and held-out test data."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import pathlib
 from typing import Any, Callable, Optional
 
 import tensorflow as tf
@@ -20,13 +21,15 @@ class FederatedDataset:
     """Clients' training data and held-out test data.
 
     Attributes:
-      name: What the data is, in a few words; stands in the terminal, in settings and in every figure's title.
+      name: The data, in a few words. It appears in the terminal, in the settings and in the title of every figure.
       client_ids: The clients that have training examples, different strings of any characters.
       client_dataset: From a client's id, a string tensor in UTF-8, and a seed, an int64 tensor, to the client's training batches
         of `(inputs, labels)` in one round, shuffled by the seed. Made of TensorFlow operations only, since the worker
         runs it: what travels to the worker is the id and the seed, not the data.
       test: Batches of `(inputs, labels)` of the held-out examples, always in the same order.
       notes: Sentences that a user should read before trusting a result on this data.
+      write_client: Writes a client's files, by its id, to a folder that the task reads as its data: for data that is not examples
+        which each client shuffles whole. `None` for data that is.
 
     Raises:
       DataError: If there is no client, or its id can't be one.
@@ -37,6 +40,7 @@ class FederatedDataset:
     client_dataset: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     test: tf.data.Dataset
     notes: tuple[str, ...] = ()
+    write_client: Optional[Callable[[str, pathlib.Path], None]] = None
 
     def __post_init__(self) -> None:
         if not self.client_ids:
@@ -62,7 +66,7 @@ class PooledDataset(FederatedDataset):
     Attributes:
       validation: Batches of `(inputs, labels)` of other held-out examples than those of `test`, always in the same order.
       all_clients: From a seed, an int64 tensor, to one epoch of training batches of all clients' examples together.
-      all_batches: How many batches that is.
+      all_batches: The number of these batches.
     """
 
     validation: Optional[tf.data.Dataset] = None

@@ -1,4 +1,4 @@
-"""How examples of one data set are shared out among clients: alike, or each client with classes of its own.
+"""Shares out the examples of one data set among clients: evenly, or so that clients have different classes.
 
 The second way draws each client's shares of the classes from a Dirichlet distribution: T.-M. H. Hsu, H. Qi, M. Brown: Measuring
 the Effects of Non-Identical Data Distribution for Federated Visual Classification. 2019, arXiv 1909.06335.
@@ -16,8 +16,8 @@ def split_evenly(labels: np.ndarray, clients: int, seed: int) -> list[np.ndarray
 
     Args:
       labels: int [examples], the class of each.
-      clients: How many clients there are.
-      seed: Of the shuffling.
+      clients: Number of clients.
+      seed: Seed of the shuffling.
 
     Returns:
       For each client the places of its examples, int64, in ascending order. Sizes differ by one at most.
@@ -38,9 +38,9 @@ def split_by_class(labels: np.ndarray, clients: int, concentration: float, seed:
 
     Args:
       labels: int [examples], the class of each.
-      clients: How many clients there are.
-      concentration: Of the distribution, more than 0: 0.1 leaves a client one or two classes, 100 nearly all alike.
-      seed: Of all that is drawn.
+      clients: Number of clients.
+      concentration: The distribution's concentration, more than 0. At 0.1 a client has one or two classes; at 100 all are alike.
+      seed: Seed of all random draws.
 
     Returns:
       For each client the places of its examples, int64, in ascending order.

@@ -1,4 +1,4 @@
-"""Pictures of how data is spread over clients."""
+"""Plots of how data is spread over clients."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def plot_partitions(
     Args:
       client_labels: The labels of each client's examples; a `Store` and a `SpeechCommands` have them.
       class_names: The classes in the order of their labels.
-      title: What the data is.
-      folder: Where `<examples>_per_client.png` and `classes_per_client.png` are saved.
-      examples: What an example is, in the plural.
+      title: The data, in a few words.
+      folder: The folder for `<examples>_per_client.png` and `classes_per_client.png`.
+      examples: The name of the examples, in the plural.
 
     Returns:
       The figures by the names of their files; a notebook shows them.

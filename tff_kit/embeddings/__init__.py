@@ -1,1 +1,1 @@
-"""What a frozen encoder makes of every clip, computed once and kept on disk, for clients to train on in every round."""
+"""A frozen encoder's embeddings of every clip, computed once and kept on disk. Clients train on them in every round."""

@@ -26,6 +26,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -151,6 +152,16 @@ def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256
             f"weights {store.weights_sha256[:12]}. A head fits only the encoder that it was trained on."
         )
     return store
+
+
+def write_client(store: Store, client: str, folder: pathlib.Path) -> None:
+    """Copies one client's clips to `folder`, which becomes a store of that client alone, with nothing held out."""
+    name = f"clients/{client}"
+    shutil.copytree(store.folder / name, folder / name)
+    shutil.copyfile(store.folder / f"{name}.labels", folder / f"{name}.labels")
+    for held_out in ("validation", "test"):
+        (folder / f"{held_out}.labels").touch()
+    write_description(dataclasses.replace(store, folder=folder, clips={name: store.clips[name]}))
 
 
 def clip_files(store: Store) -> list[pathlib.Path]:

@@ -1,6 +1,6 @@
-"""Where TensorFlow Federated computes: its worker, several workers, and what crosses between server and clients."""
+"""Runs TensorFlow Federated's computations on one or several workers, and counts what crosses between server and clients."""
 
-from tff_kit.simulation import require_tff
+from tff_kit.requirements import require_tff
 
 require_tff()
 

@@ -13,14 +13,14 @@ def worker(
     insecure: bool = False,
     max_concurrent: Optional[int] = None,
 ) -> None:
-    """Computes for trainings that have this machine in --workers, until Ctrl-C or the end of the process that started it.
+    """Computes for trainings that name this machine in --workers, until Ctrl-C or the end of the process that started it.
 
     Args:
-        port: Where to listen; 0 for a free port, which is printed.
-        bind: Address to listen on. Beyond loopback it takes a credential.
-        credential: PEM file of a key and its certificate, as scripts/credential.sh makes one. Only trainings with the same file
-            can connect, and all is encrypted.
-        insecure: Serve everybody, unencrypted; and run where the system allows no network namespace to shut the worker in.
-        max_concurrent: Clients that train at once, by default as many as there are processors.
+        port: Port to listen on; 0 for a free port, which is printed.
+        bind: Address to listen on. An address beyond loopback needs a credential.
+        credential: PEM file with a key and its certificate, made by scripts/credential.sh. Only trainings with the same file can
+            connect, and everything is encrypted.
+        insecure: Serve everyone, unencrypted, and run even if the system allows no network namespace that shuts the worker in.
+        max_concurrent: Clients that train at once. The default is the number of processors.
     """
     serve(port, bind, credential, insecure, max_concurrent)

@@ -35,14 +35,14 @@ def train(
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
       resume: Go on with a run that was stopped or killed, after its last whole epoch; more epochs are allowed.
       overwrite: Replace a run in `logdir`.
-      console: Where to report progress; by default standard output.
+      console: The console that reports progress. The default is standard output.
 
     Returns:
       The run directory; `tff_kit.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing or broken.
-      tff_kit.runs.RunError: If `logdir` can't be used as asked, or `training.checkpoint` can't be started from.
+      tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or `training.checkpoint` cannot be loaded.
     """
     console = console or Console()
     data = training.load_data()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tff_kit.requirements import require_tff
+
+require_tff()
+
 import asyncio
 import hashlib
 import pathlib
@@ -29,8 +33,8 @@ class Checkpoints:
 
     Args:
       folder: Where; made if it does not exist.
-      prefix: Of a version's name there.
-      kept: How many versions are kept.
+      prefix: The prefix of a version's name.
+      kept: Number of versions that are kept.
     """
 
     def __init__(self, folder: pathlib.Path, prefix: str, kept: int):

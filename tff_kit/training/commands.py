@@ -18,13 +18,13 @@ from tff_kit.training import runs
 
 @dataclasses.dataclass(frozen=True)
 class _NoMachines:
-    """Of a training that runs in this process."""
+    """The machines of a training that runs in this process: none to choose."""
 
 
 def train(task: str, arguments: Sequence[str]) -> Callable:
     """Returns the command that trains `task`; its defaults are those of the run to resume, where one is resumed."""
     settings_type = find_task(task)
-    default = _default_settings(settings_type, arguments)
+    default = default_settings(settings_type, arguments)
     federated = issubclass(settings_type, Experiment)
     module: Any = importlib.import_module(f"tff_kit.training.{'rounds' if federated else 'centralized'}")
     machines_type = module.cluster.Machines if federated else _NoMachines
@@ -41,10 +41,10 @@ def train(task: str, arguments: Sequence[str]) -> Callable:
 
         Args:
             training: The settings.
-            machines: Where to compute.
-            logdir: The run directory; by default a new one in logs/.
-            resume: Go on with the stopped or killed run in --logdir, with its settings; more --rounds or --epochs are allowed.
-            overwrite: Replace a run in --logdir.
+            machines: The machines to train on.
+            logdir: The run directory. The default is a new one in logs/.
+            resume: Resume the interrupted run in --logdir with its settings. More --rounds or --epochs are allowed.
+            overwrite: Replace the run in --logdir.
         """
         where = {"machines": machines} if federated else {}
         module.train(training, logdir, resume, overwrite, **where)
@@ -61,7 +61,7 @@ def evaluate(task: str, arguments: Sequence[str]) -> Callable:
 
         Args:
             model: The run directory.
-            data: As in train; by default what the run was trained on.
+            data: The data, as in train. The default is the data that the run was trained on.
         """
         from tff_kit.training import evaluation
 
@@ -73,7 +73,8 @@ def evaluate(task: str, arguments: Sequence[str]) -> Callable:
     return run_evaluation
 
 
-def _default_settings(settings_type: type[Training], arguments: Sequence[str]) -> Training:
+def default_settings(settings_type: type[Training], arguments: Sequence[str]) -> Training:
+    """Returns the defaults of a command line: those of the run to resume, where one is resumed."""
     if "--resume" not in arguments:
         return settings_type()
     logdir = ""

@@ -1,4 +1,4 @@
-"""How good a model is on examples that nobody trained on."""
+"""Evaluates a model on examples that no client trained on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
 
     Args:
       training: The settings, which say what the held-out data is.
-      run: What `tff_kit.train` returned, or `tff_kit.training.runs.RunDirectory(path)` of an earlier run.
+      run: The result of `tff_kit.train`, or `tff_kit.training.runs.RunDirectory(path)` of an earlier run.
 
     Returns:
       A dict of the task's metrics, such as `accuracy`, of `loss` and of `examples`.

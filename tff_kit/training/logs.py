@@ -1,4 +1,4 @@
-"""What a federated training writes of each round: a line of metrics.csv, and points of TensorBoard's curves."""
+"""Writes each round of a federated training to metrics.csv and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from tff_kit.metrics import Metric
 from tff_kit.training import runs
 
 _MEBIBYTE = 8 * 2**20  # In bits.
-_SOMETIMES = ("aggregate_distortion", "clipping_norm", "epsilon")
 _TELLING = ("broadcast", "mean", "client_lr", "seed", "rounds")
 
 
-def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """Returns the columns of metrics.csv.
+WIRE = ("wire_bytes_down", "wire_bytes_up")
+"""Columns that a deployment adds: running totals of the bytes that the sockets carried to the clients and from them."""
+
+_SOMETIMES = ("aggregate_distortion", "clipping_norm", "epsilon", *WIRE)
+
+
+def columns(metrics: Sequence[Metric], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns the columns of metrics.csv, `more` ones last.
 
     Bits are running totals over all clients. `clients_left_out` had an update that is not finite, `clients_empty` no examples;
     where these were all clients of a round, nothing was measured, and the training's values are empty. A test value stands where
@@ -44,17 +49,18 @@ def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
         "clients_late",
         "clipping_norm",
         "epsilon",
+        *more,
     )
 
 
 class Logs:
     """Writes each round to metrics.csv and to TensorBoard. A value that is `None` was not measured, and is left out."""
 
-    def __init__(self, run: runs.RunDirectory, experiment: Experiment, data: FederatedDataset):
+    def __init__(self, run: runs.RunDirectory, experiment: Experiment, data: FederatedDataset, more: Sequence[str] = ()):
         self._run = run
         self._metrics = experiment.metrics()
         self._keras_names = {metric.name: metric.build().name for metric in self._metrics}
-        self._columns = columns(self._metrics)
+        self._columns = columns(self._metrics, more)
         self._rows = run.read_metrics() if run.metrics.exists() else []
         # Curves and hyperparameters are in one file: TensorBoard follows only the last file of a run.
         self._tensorboard = tf.summary.create_file_writer(str(run.path))

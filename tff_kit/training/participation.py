@@ -1,4 +1,4 @@
-"""Who takes part in a round: the clients that are sampled, and which of them drop out or are late."""
+"""Draws who takes part in a round: the sampled clients, and those of them that drop out or are late."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def sample_clients(client_ids: Sequence[str], count: int, round_num: int, seed: 
 
     Args:
       client_ids: All clients.
-      count: How many to draw, at most as many as there are.
+      count: Number of clients to draw, at most all.
       round_num: The round's number, from 1 on.
-      seed: Of the training.
+      seed: The seed of the training.
     """
     start = int(np.random.RandomState(seed).randint(1, _MODULUS - 1))
     drawn = np.random.RandomState(pow(_MULTIPLIER, round_num, _MODULUS) * start % _MODULUS)

@@ -1,4 +1,4 @@
-"""What a training shows in the terminal: a progress bar, a line a round or epoch, and a table."""
+"""Reports a training in the terminal: a progress bar, a line for each round or epoch, and a table."""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tff_kit.requirements import require_tff
+
+require_tff()
+
 import contextlib
 import dataclasses
 import functools
@@ -45,17 +49,17 @@ def train(
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
       resume: Go on with a run that was stopped or killed, from its last checkpoint.
       overwrite: Replace a run in `logdir`.
-      console: Where to report progress; by default standard output.
-      machines: Where to compute; by default on a worker process of this machine that ends with the training.
+      console: The console that reports progress. The default is standard output.
+      machines: The machines to train on. The default is a worker process of this machine that ends with the training.
 
     Returns:
       The run directory; `tff_kit.training.runs` says what is in it.
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
-      tff_kit.experiment.SettingsError: If the model can't be trained here, or a setting can't be kept in settings.json.
-      tff_kit.training.runs.RunError: If `logdir` can't be used as asked, or a round can't be computed.
-      tff_kit.runtime.WorkerError: If a worker can't be started or does not answer.
+      tff_kit.experiment.SettingsError: If the model cannot be trained here, or a setting cannot be kept in settings.json.
+      tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or a round cannot be computed.
+      tff_kit.runtime.WorkerError: If a worker cannot start or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()

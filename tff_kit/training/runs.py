@@ -1,12 +1,14 @@
-"""Run directories: what a training leaves on disk, and who may write there.
+"""Run directories: what a training leaves on disk, and which process may write there.
 
-settings.json   the experiment's settings, the data's name, versions
-metrics.csv     a line a round
-events.*        TensorBoard's
-checkpoints/    the last states of the process, to resume from
-model.keras     the final Keras model
-model.safetensors, test.json   of a training without federation: the same for PyTorch, and the final test
-worker.log      what TFF's worker printed
+| file | content |
+|---|---|
+| `settings.json` | the experiment's settings, the data's name, versions |
+| `metrics.csv` | a row for each round |
+| `events.*` | TensorBoard's curves |
+| `checkpoints/` | the last states of the training, to resume from |
+| `model.keras` | the final Keras model |
+| `model.safetensors`, `test.json` | without federation: the model for PyTorch, and the final test |
+| `worker.log` | the output of TFF's worker |
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _OWN_FILES = ("settings.json", "metrics.csv", "model.keras", "model.safetensors"
 
 
 class RunError(UserError, RuntimeError):
-    """A run directory that can't be used as asked. The message says why, and what can be done."""
+    """A run directory cannot be used as asked. The message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class RunDirectory:
         return self.path / "worker.log"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.csv as numbers, `None` where there is none; raises `RunError` where there is no file."""
+        """Returns the rows of metrics.csv as numbers, with `None` for empty cells; raises `RunError` if there is no file."""
         try:
             with open(self.metrics, newline="") as file:
                 return [{name: read_number(text) for name, text in row.items()} for row in csv.DictReader(file)]
@@ -79,7 +81,7 @@ class RunDirectory:
             raise RunError(f"Expected a run with its metrics.csv in {self.path}, found {error!r}.") from error
 
     def load_model(self) -> tf.keras.Model:
-        """Returns the final model, not compiled; raises `RunError` where there is none."""
+        """Returns the final model, not compiled; raises `RunError` if there is none."""
         try:
             return tf.keras.models.load_model(self.model, compile=False)
         except (OSError, ValueError) as error:
@@ -102,7 +104,7 @@ class RunDirectory:
             raise RunError(f"Expected {len(model.weights)} arrays of weights in {self.model}, found {arrays}: another model.")
 
     def read_settings(self, expected: type[T]) -> T:
-        """Returns the settings of the run; raises `RunError` where there is none, or of another task."""
+        """Returns the settings of the run; raises `RunError` if there are none, or if they are of another task."""
         try:
             stored = json.loads(self.settings.read_text())
             if stored["task"] == expected.task:
@@ -179,7 +181,7 @@ def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bo
 
     Args:
       path: Where; made if it does not exist.
-      training: What will run there.
+      training: The settings of the training that will run there.
       resume: Go on with the run in `path`, which must have had the same settings; more rounds or epochs are allowed.
       overwrite: Delete a run in `path` first.
 

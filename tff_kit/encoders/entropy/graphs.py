@@ -7,18 +7,18 @@ entropy coder has thousands of operations, which takes seconds each time.
 from __future__ import annotations
 
 import functools
-from typing import Callable
+from typing import Any, Callable
 
 import tensorflow as tf
 
 
-def built_once(function: Callable, *signature: tf.TensorSpec, **constants) -> Callable:
+def built_once(function: Callable, *signature: tf.TensorSpec, **constants: Any) -> Callable:
     """Returns `function(..., **constants)`, which while a graph is being built is a call of one that all such calls share.
 
     Args:
       function: A function of a module, of tensors and `constants`.
-      signature: What its tensors are.
-      constants: Other arguments, which the graph is built for.
+      *signature: The tensors' specs.
+      **constants: Other arguments, which the graph is built for.
     """
     if tf.executing_eagerly():
         return functools.partial(function, **constants)

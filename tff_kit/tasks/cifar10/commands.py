@@ -12,10 +12,10 @@ def plot_partitions(
     """Draws the pictures of each client, and of each of its classes, as PNG.
 
     Args:
-        data: As in train.
-        partitions: As in train.
-        concentration: As in train.
-        seed: As in train.
+        data: The data, as in train.
+        partitions: Number of clients, as in train.
+        concentration: How the classes are shared out, as in train.
+        seed: Seed of the sharing out, as in train.
         out: Folder of pictures_per_client.png and classes_per_client.png.
     """
     loaded = load(data, partitions, concentration, seed=seed)

@@ -49,11 +49,11 @@ def load(
     Args:
       data: `auto`, CIFAR-10 where it is cached or can be downloaded and else synthetic pictures; `demo`, the synthetic ones; or
         the folder that holds `cifar-10-batches-py`, or a client's file that `write_clients` made.
-      clients: How many clients share the training pictures.
+      clients: Number of clients that share the training pictures.
       concentration: 0 for clients that are alike, else that of `tff_kit.datasets.partitioning.split_by_class`.
       batch_size: Pictures in a training batch; a client's last one is smaller.
       local_epochs: How often a client goes through its pictures in a round.
-      seed: Of the sharing out.
+      seed: Seed of the sharing out.
 
     Raises:
       DataError: If the data is missing or broken, or has fewer pictures than there are clients.
@@ -70,11 +70,11 @@ def write_clients(folder: pathlib.Path, source: Any, clients: int, concentration
     """Writes a file for each client and one of test pictures into `folder`, unless they are there.
 
     Args:
-      folder: Where to; it appears only when it is whole.
+      folder: The folder to write; it appears only when it is complete.
       source: Returns training and test pictures as records, uint8 [pictures, 3073].
-      clients: As in `load`.
-      concentration: As in `load`.
-      seed: As in `load`.
+      clients: See `load`.
+      concentration: See `load`.
+      seed: See `load`.
     """
     if folder.is_dir() and any(folder.iterdir()):
         return

@@ -23,7 +23,7 @@ def create_net(seed: Optional[int] = None) -> tf.keras.Model:
     """Returns the text's `Net`, untrained: 62,006 weights, for float32 [batch, 32, 32, 3]; it puts out logits [batch, 10].
 
     Args:
-      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
+      seed: Seed of the initial weights, which are equal in every call; `None` for different weights in each call.
     """
     layers, drawn = tf.keras.layers, _initializers(seed)
     return tf.keras.Sequential(
@@ -45,7 +45,7 @@ def create_resnet18(seed: Optional[int] = None) -> tf.keras.Model:
     """Returns a ResNet-18 for 32 x 32 with group normalization, untrained: 11,173,962 weights; it puts out logits [batch, 10].
 
     Args:
-      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
+      seed: Seed of the initial weights, which are equal in every call; `None` for different weights in each call.
     """
     drawn = _initializers(seed)
     inputs = tf.keras.Input(SHAPE)

@@ -1,10 +1,10 @@
-"""Handwritten digits by writer: EMNIST as TensorFlow Federated has it, MNIST by writer, or the small set inside scikit-learn.
+"""Handwritten digits by writer: EMNIST from TensorFlow Federated, MNIST by writer, or the small set inside scikit-learn.
 
 EMNIST: G. Cohen, S. Afshar, J. Tapson, A. van Schaik: EMNIST: an extension of MNIST to handwritten letters, 2017, arXiv
 1702.05373; by writer in S. Caldas et al.: LEAF: A Benchmark for Federated Settings, 2018, arXiv 1812.01097. The digits in
 scikit-learn are the test set of E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998.
 
-All give images of float32 [28, 28], 1.0 for the background and 0.0 for ink, and int32 labels.
+All have images of float32 [28, 28], 1.0 for the background and 0.0 for ink, and int32 labels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import tensorflow as tf
 from tff_kit.datasets.federated import DataError, FederatedDataset
 from tff_kit.tasks.emnist import mnist_by_writer
 
-MAX_CLIENT_DATASET_SIZE = 418  # The largest EMNIST client: shuffling with this buffer shuffles any client whole.
+MAX_CLIENT_DATASET_SIZE = 418
+"""The size of the largest EMNIST client. A shuffle buffer of this size shuffles any client completely."""
 TEST_BATCH_SIZE = 500
 
 _NAMES = ("auto", "emnist", "mnist-by-writer", "digits")
@@ -33,8 +34,8 @@ _DOWNLOAD = "https://storage.googleapis.com/tff-datasets-public/emnist_all.sqlit
 _REACH_SECONDS = 4.0
 _STALL_SECONDS = 30.0
 _CHECKED_BYTES = 2**30
-# The file has one form of each writer behind the other. Each form begins with the digits 0 to 9 three times, which is how
-# the beginnings were found; they lie about 130 digits apart.
+# The file has one form of each writer after the other. Each form begins with the digits 0 to 9 three times. The starts were
+# found by that; they are about 130 digits apart.
 _FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 905, 1029, 1157, 1287, 1415, 1545, 1667)
 _TEST_SHARE = 10  # One digit in ten of every form is held out.
 
@@ -43,15 +44,18 @@ def load(data: str = "auto", only_digits: bool = True, batch_size: int = 20, loc
     """Loads handwritten digits by writer.
 
     Args:
-      data: `auto`, EMNIST where it is cached or can be downloaded and else the digits in scikit-learn; `emnist`, EMNIST
-        or an error; `mnist-by-writer`, the data of the project's results, made from MNIST's and QMNIST's files; `digits`,
-        the ones in scikit-learn; or the folder that holds, or shall hold, `emnist_all.sqlite` or MNIST's and QMNIST's files.
-      only_digits: Ten classes; False for EMNIST's 62.
-      batch_size: Examples in a training batch; a client's last one is smaller.
+      data: `auto` is EMNIST if it is cached or can be downloaded, and otherwise the digits in scikit-learn. `emnist` is EMNIST or
+        an error. `mnist-by-writer` is the data of the project's results, made from MNIST's and QMNIST's files. `digits` is the
+        digits in scikit-learn. A folder contains `emnist_all.sqlite` or MNIST's and QMNIST's files, or receives them.
+      only_digits: Whether to have ten classes; False for EMNIST's 62.
+      batch_size: Number of examples in a training batch. A client's last batch is smaller.
       local_epochs: How often a client goes through its examples in a round.
 
+    Returns:
+      The clients' data.
+
     Raises:
-      DataError: If the data is missing or broken, or a client's examples can't be what was asked for.
+      DataError: If the data is missing or broken, or does not have the classes that were asked for.
     """
 
     def batches(dataset: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:

@@ -13,12 +13,12 @@ import tensorflow as tf
 
 
 def create_original_fedavg_cnn_model(only_digits: bool = True, seed: Optional[int] = None, filters: int = 32) -> tf.keras.Model:
-    """Returns the network, untrained, for float32 images [batch, 28, 28, 1]; it puts out probabilities.
+    """Returns the untrained network for float32 images [batch, 28, 28, 1]. Its outputs are probabilities.
 
     Args:
       only_digits: True for ten classes and 1,663,370 weights; False for 62 classes and 1,690,046 weights.
-      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
-      filters: Of the first convolution, to which the other layers are in proportion; 32 in the paper. With half as many the
+      seed: Seed of the initial weights, which are equal in every call; `None` for different weights in each call.
+      filters: Filters of the first convolution; 32 in the paper. The other layers are in proportion. With half as many, the
         network has about a quarter of the weights.
     """
     initializers = iter(tf.keras.initializers.GlorotUniform(None if seed is None else 4 * seed + layer) for layer in range(4))

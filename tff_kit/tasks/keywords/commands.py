@@ -23,19 +23,20 @@ def embed(
     seed: int = 0,
     download: bool = False,
 ) -> None:
-    """Makes embeddings of all clips of Speech Commands by Whisper's encoder. Goes on where it was stopped.
+    """Makes the embeddings of all clips of Speech Commands with Whisper's encoder. The same command resumes an interrupted run.
 
     Args:
-        speech: Folder of Speech Commands as the archive unpacks: a folder of wavs for each word.
+        speech: Folder of Speech Commands, as the archive unpacks: a folder of wav files for each word.
         out: Folder of the embeddings.
-        whisper: Id of a Whisper model on the Hugging Face hub, or a local folder of one.
-        window: Sound that the encoder is given: the seed's 30 s, or just the clip's 1 s, 25 times cheaper and 30 times smaller.
+        whisper: Id of a Whisper model on the Hugging Face hub, or a local folder with one.
+        window: Sound that the encoder is given: Whisper's 30 s, or only the clip's 1 s, which is 25 times cheaper and 30 times
+            smaller.
         dtype: float16, or int8 for half of the space.
-        speakers_per_client: How many speakers make a client.
-        copies: Altered copies of each training clip beside it, a little earlier or later and with some background noise: more
-            to learn from, where clients have few clips.
-        seed: Of the split by speaker, where the official lists are not there, of silence, and of what is done to copies.
-        download: Fetch Speech Commands v0.02, 2.4 GB, into --speech first, where it is not there.
+        speakers_per_client: Number of speakers of a client.
+        copies: Number of altered copies of each training clip: a little earlier or later, and with some background noise. They
+            help clients that have few clips.
+        seed: Seed of the split by speaker (if there are no official lists), the silence, and the alterations of copies.
+        download: Download Speech Commands v0.02 (2.4 GB) to --speech first, if it is not there.
     """
     if download and not speech.exists():
         speech_commands.download(speech)
@@ -47,11 +48,11 @@ def embed(
 
 
 def plot_partitions(data: pathlib.Path = pathlib.Path("embeddings"), out: pathlib.Path = pathlib.Path("logs")) -> None:
-    """Draws the clips of each client, and of each of its classes, as PNG.
+    """Draws how many clips each client has, and of which classes, as PNG files.
 
     Args:
         data: Folder of embeddings.
-        out: Folder of clips_per_client.png and classes_per_client.png.
+        out: Folder for clips_per_client.png and classes_per_client.png.
     """
     opened = stores.open_store(data)
     for name in partitions.plot_partitions(opened.client_labels, speech_commands.CLASS_NAMES, opened.name, out):

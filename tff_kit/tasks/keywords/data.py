@@ -1,4 +1,4 @@
-"""The clients' data of keyword spotting: batches that the worker reads from a store of embeddings, by client."""
+"""The clients' data of keyword spotting: batches that the worker reads from a store of embeddings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from tff_kit.datasets.federated import DataError, PooledDataset
 from tff_kit.embeddings import store as stores
 from tff_kit.tasks.keywords.speech_commands import CLASS_NAMES
 
-BATCH_SIZE = 8  # of Flower's example
+BATCH_SIZE = 8
+"""The batch size of Flower's example."""
 _TEST_BATCH_SIZE = 32
 _PREFETCH = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingDataset(PooledDataset):
-    """Clients' embeddings. Batches of all clients together are class-balanced, `validation` is of speakers of its own.
+    """The clients' embeddings. Batches of all clients together are class-balanced. `validation` has speakers of its own.
 
     Attributes:
-      store: What the data was read from.
+      store: The store of the embeddings.
     """
 
     store: Optional[stores.Store] = None
@@ -39,16 +40,19 @@ def load(
 ) -> EmbeddingDataset:
     """Reads a store as clients' data: float32 embeddings [batch, positions, width] and int32 labels [batch].
 
-    In a local epoch a client goes through its clips in random order; the last, incomplete batch is dropped. Clients with
-    fewer than two batches take no part.
+    In a local epoch, a client goes through its clips in random order. The last, incomplete batch is dropped. Clients with fewer
+    than two batches take no part.
 
     Args:
       folder: A finished store.
-      batch_size: Clips a training batch.
-      local_epochs: How often a client goes through its clips in a round.
-      balanced: Whether a client instead draws as many clips with replacement, so that classes are about balanced.
+      batch_size: Number of clips in a training batch.
       window: The window that the store must have been made with; `None` for any.
-      weights_sha256: The encoder that the store must have been made with; `None` for any.
+      local_epochs: How often a client goes through its clips in a round.
+      balanced: Whether a client draws as many clips with replacement instead, so that classes are about balanced.
+      weights_sha256: SHA-256 of the encoder that the store must have been made with; `None` for any.
+
+    Returns:
+      The clients' data.
 
     Raises:
       DataError: As `tff_kit.embeddings.store.open_store`, and if no client has two batches.
@@ -108,6 +112,7 @@ def load(
         all_clients=all_clients,
         all_batches=all_batches,
         store=store,
+        write_client=lambda client, folder: stores.write_client(store, client, folder),
     )
 
 

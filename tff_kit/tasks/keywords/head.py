@@ -52,15 +52,15 @@ class MixPositions(tf.keras.layers.Layer):
 def create_kws_head(
     positions: int = POSITIONS, width: int = WIDTH, filters: int = FILTERS, seed: Optional[int] = None
 ) -> tf.keras.Model:
-    """Returns the head, untrained, for float32 embeddings [batch, positions, width]; it puts out logits, as PyTorch's does.
+    """Returns the untrained head for float32 embeddings [batch, positions, width]. Its outputs are logits, as PyTorch's are.
 
     Initial weights are distributed as PyTorch's are.
 
     Args:
       positions: 1500 for Whisper's window of 30 s, 781,964 weights; 50 for 1 s, 596,364 weights.
-      width: Of the encoder; 384 for Whisper tiny.
-      filters: Of the convolution, to which nearly all weights are in proportion; 128 in Flower's example.
-      seed: Of the initial weights, which are then the same wherever they are drawn; `None` for others with each call.
+      width: Number of elements of an embedding; 384 for Whisper tiny.
+      filters: Filters of the convolution; 128 in Flower's example. Nearly all weights are in proportion.
+      seed: Seed of the initial weights, which are equal in every call; `None` for different weights in each call.
     """
     flat = filters * width
     seeds = [None if seed is None else 4 * seed + i for i in range(4)]
