@@ -302,9 +302,9 @@ def test_runs_that_begin_in_one_second_have_different_folders(tmp_path, monkeypa
 def test_the_run_to_go_on_with_is_found_however_it_is_written(written, tmp_path):
     runs.RunDirectory(tmp_path).write_settings(emnist.Emnist(clients=3), "", ())
     arguments = ["--resume", *(part.format(tmp_path) for part in written)]
-    assert commands._default_settings(emnist.Emnist, arguments).clients == 3
+    assert commands.default_settings(emnist.Emnist, arguments).clients == 3
     with pytest.raises(runs.RunError, match="--resume needs --logdir"):
-        commands._default_settings(emnist.Emnist, ["--resume", "--logdir="])
+        commands.default_settings(emnist.Emnist, ["--resume", "--logdir="])
 
 
 @pytest.mark.parametrize(
