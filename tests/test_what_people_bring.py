@@ -302,9 +302,9 @@ def test_runs_that_begin_in_one_second_have_different_folders(tmp_path, monkeypa
 def test_the_run_to_go_on_with_is_found_however_it_is_written(written, tmp_path):
     runs.RunDirectory(tmp_path).write_settings(emnist.Emnist(clients=3), "", ())
     arguments = ["--resume", *(part.format(tmp_path) for part in written)]
-    assert commands._default_settings(emnist.Emnist, arguments).clients == 3
+    assert commands.default_settings(emnist.Emnist, arguments).clients == 3
     with pytest.raises(runs.RunError, match="--resume needs --logdir"):
-        commands._default_settings(emnist.Emnist, ["--resume", "--logdir="])
+        commands.default_settings(emnist.Emnist, ["--resume", "--logdir="])
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,12 @@ def test_what_the_system_refuses_is_one_sentence(error, monkeypatch, tmp_path, c
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
     logdir = str(tmp_path / "run")
-    assert command_line.main(["train", "emnist", "--data", "digits", "--clients", "2", "--rounds", "1", "--logdir", logdir]) == 2
+    assert (
+        command_line.main(
+            ["train", "emnist", "--data", "digits", "--filters", "1", "--clients", "1", "--rounds", "1", "--logdir", logdir]
+        )
+        == 2
+    )
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert line.startswith(f"error: The training in {logdir} stopped: ") and "No space left on device. Once" in line
     assert line.endswith(f"it goes on with --resume --logdir {logdir}.")

@@ -221,9 +221,9 @@ def told(run: RunDirectory) -> Iterator[None]:
 
 def first_line(message: Any) -> str:
     """Returns the first line of a message that tells something, without a stop at its end."""
+    lines = [line.strip() for line in str(message).strip().split("\n") if line.strip() and not line.strip().startswith("[[")]
     # Keras puts the places in the code before what TensorFlow says.
-    said = re.split(r"(?m)^Node: .*\n", str(message))[-1]
-    return said.strip().split("\n")[0].rstrip(". ")
+    return lines[-1 if lines[0].startswith("Graph execution error") else 0].rstrip(". ") if lines else ""
 
 
 @contextlib.contextmanager
