@@ -18,13 +18,14 @@ import dataclasses
 import faulthandler
 import gc
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 import time
 import traceback
-from typing import Callable, Union
+from typing import Union
 
 import numpy as np
 import tensorflow as tf
@@ -91,8 +92,13 @@ class Target:
 
     def _values(self) -> list[list[tf.Tensor]]:
         generator = np.random.default_rng(0)
-        kinds: tuple[Callable, ...] = (generator.normal, generator.standard_cauchy, lambda size: generator.integers(0, 2, size))
-        return [[tf.cast(kind(size=spec.shape), spec.dtype) for spec in self._specs] for kind in kinds]
+        shapes = [tuple(spec.shape) for spec in self._specs]
+        kinds: list[list[np.ndarray]] = [
+            [generator.normal(size=shape) for shape in shapes],
+            [generator.standard_cauchy(shape) for shape in shapes],
+            [generator.integers(0, 2, shape) for shape in shapes],
+        ]
+        return [[tf.cast(x, spec.dtype) for x, spec in zip(arrays, self._specs)] for arrays in kinds]
 
     def decode(self, payload: bytes) -> str:
         """Returns `decoded` or `refused`; raises where neither is right."""
@@ -222,14 +228,14 @@ def fuzz(number: int, first: int, count: int) -> None:
 def measure(number: int) -> None:
     """Prints the largest allocation of decoding altered payloads of a large tensor, over its bytes."""
     target = Target(SPECS[number], _LARGE)
-    size = 4 * int(np.prod(_LARGE[0]))
+    size = 4 * math.prod(_LARGE[0])
     target.decode(target.payloads[0])
     largest = 0.0
     for i in range(_MEASURED):
         payload = mutated(np.random.default_rng([number, i]), target.codec.layout, target.payloads)
         before = _resident_bytes()
         target.decode(payload)
-        largest = max(largest, (_peak_bytes() - before) / size)
+        largest = max(largest, float(_peak_bytes() - before) / size)
     print(json.dumps(largest))
 
 
@@ -253,11 +259,14 @@ def _status(field: str) -> int:
 def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
     """Fuzzes a SPEC in another process until it has `wanted` inputs; a process that ends early costs one input."""
     while counts.inputs < wanted:
+        before = counts.inputs
         with _child("fuzz", number, counts.inputs, wanted - counts.inputs) as child:
             for line in child.stdout or ():
                 counts.add(*json.loads(line))
                 if counts.inputs % 500 == 0:
                     _save(counts, file)
+        if counts.inputs == before:
+            raise SystemExit(f"Expected a process that decodes messages of {counts.spec}, found exit status {child.returncode}.")
         if child.returncode:
             counts.add("hangs" if child.returncode == 1 else f"crashes: exit status {child.returncode}", _HANGS_AFTER)
         _save(counts, file)
@@ -269,7 +278,8 @@ def _run(number: int, wanted: int, counts: Counts, file: pathlib.Path) -> None:
 
 def _child(what: str, *arguments: int) -> subprocess.Popen:
     code = f"import sys; from benchmarks.fuzz_decoders import {what}; {what}(*map(int, sys.argv[1:]))"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    one_thread = {"TF_NUM_INTEROP_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # Small graphs gain nothing by more.
+    environment = {**os.environ, **one_thread, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 

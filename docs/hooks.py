@@ -29,22 +29,37 @@ _MODULE = """
 """
 
 
+def on_config(config):
+    """Adds the pages of the API to the navigation."""
+    (section,) = [entry["API reference"] for entry in config.nav if "API reference" in entry]
+    section.extend({name.capitalize(): f"api/{name}.md"} for name in _rooms(_root(config)))
+    return config
+
+
 def on_files(files, config):
     """Adds the published files and the pages of the API."""
-    root = pathlib.Path(config.config_file_path).parent
+    root = _root(config)
     for pattern in _PUBLISHED:
         for path in sorted(root.glob(pattern)):
             place = f"{_FOLDER}/{path.relative_to(root).as_posix()}"
             files.append(File.generated(config, place, abs_src_path=str(path)))
-    rooms = [path.parent for path in sorted((root / _PACKAGE).glob("*/__init__.py"))]
-    pages = {room.name: sorted(room.rglob("*.py")) for room in rooms}
-    pages["settings"] = [path for path in sorted((root / _PACKAGE).glob("*.py")) if not path.name.startswith("_")]
-    for name, paths in pages.items():
+    for name, paths in _rooms(root).items():
         modules = [_module(path.relative_to(root)) for path in paths if not path.name.startswith("_")]
         about = "" if name == "settings" else _ABOUT.format(name=f"{_PACKAGE}.{name}")
         content = f"# {name.capitalize()}\n{about}" + "".join(_MODULE.format(name=module) for module in modules)
         files.append(File.generated(config, f"api/{name}.md", content=content))
     return files
+
+
+def _root(config):
+    return pathlib.Path(config.config_file_path).parent
+
+
+def _rooms(root):
+    """Returns the modules' files of each room: the package's own, and those of each package in it."""
+    package = root / _PACKAGE
+    rooms = {path.parent.name: sorted(path.parent.rglob("*.py")) for path in sorted(package.glob("*/__init__.py"))}
+    return {"settings": sorted(package.glob("*.py")), **rooms}
 
 
 def _module(path):

@@ -31,7 +31,7 @@ A setting is a flag on the command line and a field in Python: `--client-lr 0.1`
 A run directory's `settings.json` has all of them. `python -m tff_kit train emnist --help` prints the same texts.
 
 The defaults are those of the text that a task is taken from. A task may have other defaults; its section lists them.
-A setting that is off or on has a flag that switches it: `--secure` switches on, `--no-weighted` switches off.
+`--NAME` switches a setting on that is off or on, and `--no-NAME` switches it off.
 """
 _GROUPS = (
     ("Length and evaluation", experiment.Experiment),
@@ -75,7 +75,7 @@ def _table(settings: type, fields: Iterable[dataclasses.Field]) -> str:
 
 def _flag(field: dataclasses.Field) -> str:
     name = field.name.replace("_", "-")
-    return f"`--no-{name}`" if field.default is True else f"`--{name}`"
+    return f"`--{name}`, `--no-{name}`" if field.default is True else f"`--{name}`"
 
 
 def _default(field: dataclasses.Field) -> str:

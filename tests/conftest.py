@@ -12,10 +12,15 @@ import sys
 import time
 import wave
 
+import hypothesis
 import numpy as np
 import programs
 import pytest
 import tensorflow as tf
+
+# The same examples in every run. Benchmarks search longer, with others each time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -184,3 +189,28 @@ def write_speech(folder: pathlib.Path) -> pathlib.Path:
     for k, seconds in enumerate((20, 30)):
         write_wav(folder / "_background_noise_" / f"noise{k}.wav", np.arange(seconds * 16_000) % 30_000)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_worker():
+    """A worker that all trainings of a test process can compute on."""
+    from tff_kit import runtime
+
+    worker = runtime.Worker()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def one_worker(shared_worker, monkeypatch):
+    """Lets trainings use the shared worker: to start one takes longer than to train a small model."""
+    from tff_kit import runtime
+    from tff_kit.runtime import sizing
+    from tff_kit.training import rounds
+
+    @contextlib.contextmanager
+    def open_context(machines, sampled, log, note):
+        sizes = sizing.sizing_executor_factory(shared_worker)
+        yield runtime.create_context(sizes), sizes
+
+    monkeypatch.setattr(rounds.cluster, "open_context", open_context)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from test_processes import clients, model_fn
-from test_sizing import DOWN_SCALARS, UP_SCALARS, WEIGHTS
+from test_sizing import DOWN_SCALARS, UP_SCALARS
 from typing_extensions import get_args
 
 import tff_kit
@@ -46,7 +46,8 @@ def test_the_names_are_those_of_the_settings():
 
 @pytest.mark.slow
 def test_with_feedback_a_process_keeps_what_its_broadcast_lost():
-    experiment = tff_kit.Emnist(data="digits", broadcast="uniform:4", broadcast_change=True, broadcast_feedback=True)
+    settings = {"broadcast": "uniform:4", "broadcast_change": True, "broadcast_feedback": True}
+    experiment = tff_kit.Emnist(data="digits", filters=2, threshold=100, **settings)
     process = assembly.build_process(experiment, experiment.load_data())
     kept = tff.structure.flatten(process.initialize.type_signature.result.member.distributor)
     shapes = [tuple(weight.shape) for weight in experiment.build_model().weights]
@@ -90,16 +91,21 @@ def test_equal_weights_are_others_than_those_by_examples():
 
 @pytest.mark.slow
 def test_dropouts_neither_receive_nor_send_stragglers_receive_and_both_are_counted(tmp_path):
-    arguments = ["--data", "digits", "--clients", "5", "--rounds", "4", "--eval-every", "4", "--broadcast", "uniform:8"]
+    arguments = ["--data", "digits", "--filters", "2", "--clients", "5", "--rounds", "4", "--eval-every", "4"]
+    encoded = ["--broadcast", "uniform:8", "--threshold", "100"]
     missing = ["--dropout", "0.3", "--straggling", "1", "--deadline", "1.5"]
     adaptive = ["--server-optimizer", "adam", "--server-lr", "0.01", "--proximal", "0.1", "--no-weighted"]
-    assert command_line.main(["train", "emnist", *arguments, *missing, *adaptive, "--logdir", str(tmp_path)]) == 0
+    settings = [*arguments, *encoded, *missing, *adaptive, "--logdir", str(tmp_path)]
+    assert command_line.main(["train", "emnist", *settings]) == 0
     rows = runs.RunDirectory(tmp_path).read_metrics()
     dropped, late = (np.array([row[name] for row in rows]) for name in ("clients_dropped", "clients_late"))
     assert dropped.sum() and late.sum() and (dropped + late).max() < 5
     down, up = (np.diff([0, *(row[name] for row in rows)]) for name in ("broadcast_bits", "aggregate_bits"))
-    np.testing.assert_array_equal(down, (5 - dropped) * (WEIGHTS["uniform:8"] + DOWN_SCALARS))
-    np.testing.assert_array_equal(up, (5 - dropped - late) * (WEIGHTS["identity"] + UP_SCALARS))
+    sizes = [weight.shape.num_elements() for weight in tff_kit.Emnist(filters=2).build_model().weights]
+    eight_bits = sum(8 * size + 64 if size > 100 else 32 * size for size in sizes)
+    assert eight_bits < 32 * sum(sizes) / 3
+    np.testing.assert_array_equal(down, (5 - dropped) * (eight_bits + DOWN_SCALARS))
+    np.testing.assert_array_equal(up, (5 - dropped - late) * (32 * sum(sizes) + UP_SCALARS))
 
 
 def test_as_many_are_late_as_the_deadline_says_and_one_is_always_awaited():

@@ -103,6 +103,7 @@ def test_networks_have_the_weights_that_they_should():
         assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_the_command_line(tmp_path, capsys):
     arguments = [
         "--data",

@@ -1,6 +1,7 @@
 """The documents' examples run as they stand, and pages that are written from the code are those of today's code."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from sklearn.datasets import load_diabetes
+from tensorboard.backend.event_processing import event_accumulator
 
 import tff_kit
 from scripts import settings_page
@@ -46,12 +49,14 @@ def test_an_old_page_of_settings_is_an_error(tmp_path, monkeypatch, capsys):
     assert settings_page.main(["--check"]) == 0
 
 
+@pytest.mark.slow
 def test_the_tutorials_example_trains(capsys):
     names = _run("docs/tutorial.md", "set_sizing_environment")
     assert names["metrics"]["client_work"]["train"]
     assert capsys.readouterr().out.splitlines()[-1].endswith(" Mibit")
 
 
+@pytest.mark.slow
 def test_an_encoder_of_ones_own_trains(folder):
     run = _run("docs/extending.md", "class SignStage")["run"]
     sizes = [variable.shape.num_elements() for variable in run.load_model().weights]
@@ -62,6 +67,7 @@ def test_an_encoder_of_ones_own_trains(folder):
     assert run.read_metrics()[-1]["aggregate_bits"] == expected
 
 
+@pytest.mark.slow
 def test_an_aggregation_of_ones_own_trains(folder):
     names = _run("docs/extending.md", "class MedianFactory")
     process = names["MedianFactory"]().create(names["tff"].to_type((np.float32, (np.float32, [2]))))
@@ -72,6 +78,7 @@ def test_an_aggregation_of_ones_own_trains(folder):
     assert len(names["run"].read_metrics()) == 2
 
 
+@pytest.mark.slow
 def test_a_server_optimizer_of_ones_own_trains(folder):
     run = _run("docs/extending.md", "class RmsPropDigits")["run"]
     plain = tff_kit.train(tff_kit.Emnist(data="digits", rounds=2, clients=3, filters=4, server_lr=0.01), folder / "plain")
@@ -79,17 +86,27 @@ def test_a_server_optimizer_of_ones_own_trains(folder):
     assert run.read_metrics()[1]["train_loss"] != plain.read_metrics()[1]["train_loss"]
 
 
+@pytest.mark.process
 def test_the_task_of_the_diff_trains_and_shows_its_own_metric(folder):
     shutil.copytree(ROOT / "tff_kit", folder / "tff_kit", ignore=shutil.ignore_patterns("__pycache__"))
     diff = _code("docs/extending.md", "diff", "class Diabetes")
     subprocess.run(["git", "apply", "--recount", "--unidiff-zero", "-"], input=diff, text=True, check=True, cwd=folder)
-    command = [sys.executable, "-m", "tff_kit", "train", "diabetes", "--rounds", "20", "--mean", "uniform:8", "--threshold", "5"]
-    told = subprocess.run([*command, "--logdir", "run"], cwd=folder, text=True, capture_output=True, check=True).stdout
+    command = [sys.executable, "-m", "tff_kit"]
+    settings = ["--rounds", "20", "--mean", "uniform:8", "--threshold", "5", "--logdir", "run"]
+    trained = subprocess.run([*command, "train", "diabetes", *settings], cwd=folder, text=True, capture_output=True, check=True)
+    assert "accuracy" not in trained.stdout and "mean absolute error" in " ".join(trained.stdout.split())
     with open(folder / "run/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert "accuracy" not in told and "mean absolute error" in " ".join(told.split())
-    assert "test_mean_absolute_error" in rows[0]
-    assert float(rows[-1]["test_mean_absolute_error"]) < np.mean(_diabetes_errors())
+    error = float(rows[-1]["test_mean_absolute_error"])
+    assert error < np.mean(_diabetes_errors())
+    curves = event_accumulator.EventAccumulator(str(folder / "run"), {event_accumulator.TENSORS: 0}).Reload()
+    (last,) = [point for point in curves.Tensors("test_mean_absolute_error") if point.step == 20]
+    assert tf.make_ndarray(last.tensor_proto) == np.float32(error)
+    assert not [name for name in curves.Tags()["tensors"] if "accuracy" in name]
+    evaluation = [*command, "evaluate", "diabetes", "--model", "run"]
+    evaluated = json.loads(subprocess.check_output(evaluation, cwd=folder, text=True))
+    assert evaluated.keys() == {"mean_absolute_error", "loss", "examples"}
+    assert evaluated["mean_absolute_error"] == pytest.approx(error, rel=1e-6)
 
 
 def _diabetes_errors() -> tuple[float, float]:

@@ -281,6 +281,7 @@ def test_the_worker_reads_the_store_by_a_clients_id(demo_folder):
     assert total == pytest.approx(sum(float(x.sum(dtype=np.float64)) for x, _ in batches), rel=1e-3, abs=1.0)
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """A store of 77 MB, read once: the peak stays near what it was with the first batches."""
     store = embed.demo(tmp_path / "store", clients=2, clips_per_client=500)
@@ -351,6 +352,7 @@ embed.embed(speech, encoder, sys.argv[2], batch_size=16)
 """
 
 
+@pytest.mark.process
 def test_killed_and_started_again(speech_folder, speech, tmp_path):
     whole = embed.embed(speech, ENCODER, tmp_path / "whole", batch_size=16, show_progress=False)
     killed = tmp_path / "killed"
@@ -442,7 +444,7 @@ def test_a_folder_with_other_things_is_not_written_to(speech, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt"):
         embed.embed(speech, ENCODER, tmp_path / "out", show_progress=False)
-    with pytest.raises(DataError, match="Expected a folder to write in"):
+    with pytest.raises(DataError, match="Expected a folder to write to"):
         embed.embed(speech, ENCODER, tmp_path / "out" / "thesis.txt", show_progress=False)
 
 

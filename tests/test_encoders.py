@@ -116,7 +116,7 @@ def _quantized(x, bits, seed):
 @pytest.mark.parametrize("bits", [1, 3, 8, 11])  # At 16 bits float32's own rounding is of the size of the spread.
 def test_rounding_is_unbiased(bits):
     x = np.random.default_rng(1).normal(size=200).astype(np.float32)
-    draws = np.stack([_quantized(x, bits, seed) for seed in range(400)])
+    draws = stages.draws(f"uniform:{bits}", x, 400)
     spread = draws.std(axis=0) / np.sqrt(len(draws))
     inside = spread > 1e-6 * np.ptp(x)  # The extremes are levels themselves and have no spread.
     z = (draws.mean(axis=0) - x)[inside] / spread[inside]
@@ -419,6 +419,7 @@ def test_a_scalar_stays_one(spec):
     assert stages.round_trip(spec, np.float32(2.5))[0].shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

@@ -165,6 +165,7 @@ def test_random_integers_of_any_spread_come_back(distribution, exponent, size, s
     _assert_lossless(np.round(x).clip(-(2**31), 2**31 - 1).astype(np.int32))
 
 
+@pytest.mark.slow
 def test_ten_million_elements():
     x = np.round(np.random.default_rng(4).normal(size=10**7) * 0.3).astype(np.float32)
     assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)

@@ -1,6 +1,7 @@
 """Encoded broadcast, encoded mean, and federated averaging made of them."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
@@ -56,6 +57,12 @@ def _encoder_fns(spec):
     return tff_kit.build_broadcast_encoder_fn(spec, 0), tff_kit.build_mean_encoder_fn(spec, 0)
 
 
+@functools.cache
+def _encoded(spec):
+    """Returns the process that encodes both ways by `spec`; TFF compiles it once for all tests."""
+    return _process(*_encoder_fns(spec))
+
+
 def _run(process, data, rounds=2):
     state = process.initialize()
     for _ in range(rounds):
@@ -63,22 +70,25 @@ def _run(process, data, rounds=2):
     return process.get_model_weights(state), metrics, state
 
 
+@pytest.mark.slow
 def test_identity_trains_as_tff_does_bit_for_bit():
-    ours, _, _ = _run(_process(*_encoder_fns("identity")), clients())
+    ours, _, _ = _run(_encoded("identity"), clients())
     sgd = tff.learning.optimizers.build_sgdm
     theirs, _, _ = _run(tff.learning.algorithms.build_weighted_fed_avg(model_fn, sgd(0.5), sgd(1.0)), clients())
     tf.nest.map_structure(np.testing.assert_array_equal, ours.trainable, theirs.trainable)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_train_nearly_as_none():
     exact, _, _ = _run(_process(), clients())
-    coarse, metrics, _ = _run(_process(*_encoder_fns("uniform:16")), clients())
+    coarse, metrics, _ = _run(_encoded("uniform:16"), clients())
     for a, b in zip(exact.trainable, coarse.trainable):
         np.testing.assert_allclose(a, b, atol=1e-3)
     assert 0 < metrics["distributor"]["distortion"] < 1e-8
     assert 0 < metrics["aggregator"]["mean_value"]["distortion"] < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broadcast", "mean"),
     [
@@ -346,18 +356,20 @@ class _RoundingStage(te.core.EncodingStageInterface):
         return encoded_tensors["rounded"]
 
 
+@pytest.mark.slow
 def test_a_client_whose_update_is_not_finite_is_left_out_and_counted():
     data = clients(4, bad=(2,))
-    with_bad, metrics, _ = _run(_process(*_encoder_fns("uniform:16")), data, rounds=1)
-    without, _, _ = _run(_process(*_encoder_fns("uniform:16")), [data[i] for i in (0, 1, 3)], rounds=1)
+    with_bad, metrics, _ = _run(_encoded("uniform:16"), data, rounds=1)
+    without, _, _ = _run(_encoded("uniform:16"), [data[i] for i in (0, 1, 3)], rounds=1)
     assert metrics["aggregator"]["mean_weight"]["left_out"] == 1
     assert np.isfinite(metrics["client_work"]["train"]["loss"])
     for a, b in zip(with_bad.trainable, without.trainable):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_when_all_clients_are_left_out_the_model_stays():
-    process = _process(*_encoder_fns("uniform:8"))
+    process = _encoded("uniform:8")
     state = process.initialize()
     before = process.get_model_weights(state)
     state, metrics = process.next(state, clients(2, bad=(0, 1)))
@@ -365,6 +377,7 @@ def test_when_all_clients_are_left_out_the_model_stays():
     tf.nest.map_structure(np.testing.assert_array_equal, before.trainable, process.get_model_weights(state).trainable)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_as_the_keras_optimizer_says():
     process = tff_kit.build_federated_averaging_process(model_fn, lambda: tf.keras.optimizers.SGD(0.1, clipnorm=1e-6))
     state = process.initialize()
@@ -431,6 +444,7 @@ def test_a_deployments_codecs_send_the_bits_of_the_simulation_and_decode_its_val
             np.testing.assert_allclose(theirs, ours, rtol=1e-6)
 
 
+@functools.cache
 def _functional_model():
     def build():
         initializer = tf.keras.initializers.GlorotUniform(seed=1)
@@ -440,6 +454,13 @@ def _functional_model():
     return tff.learning.models.functional_model_from_keras(build, loss, SPEC)
 
 
+@functools.cache
+def _exact_functional_weights():
+    process = tff.learning.algorithms.build_weighted_fed_avg(_functional_model(), tff.learning.optimizers.build_sgdm(0.5))
+    return _run(process, clients())[0].trainable
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("change_only", [False, True])
 def test_a_functional_model_is_sent_and_averaged_like_another(change_only):
     model = _functional_model()
@@ -451,7 +472,6 @@ def test_a_functional_model_is_sent_and_averaged_like_another(change_only):
         aggregation_process=tff_kit.build_encoded_mean_process_from_model(model, mean),
     )
     coarse, metrics, _ = _run(process, clients())
-    exact, _, _ = _run(tff.learning.algorithms.build_weighted_fed_avg(model, tff.learning.optimizers.build_sgdm(0.5)), clients())
     assert metrics["distributor"]["bits_per_client"] == 16 * (6 + 2) + 2 * 64
-    for a, b in zip(exact.trainable, coarse.trainable):
+    for a, b in zip(_exact_functional_weights(), coarse.trainable):
         np.testing.assert_allclose(a, b, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from conftest import ROOT
 
 import tff_kit
@@ -16,6 +17,7 @@ def _examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_first_example_trains_and_evaluates(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -26,6 +28,7 @@ def test_the_first_example_trains_and_evaluates(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("{'accuracy': 0.")
 
 
+@pytest.mark.slow
 def test_the_example_of_an_own_model_and_own_data_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (example,) = [text for text in _examples() if "tff_kit.Experiment" in text]

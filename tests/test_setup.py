@@ -88,6 +88,7 @@ def test_every_requirement_is_pinned_once():
     } <= set(names)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("module", "version"), [("tensorboard.main", "2.14.1"), ("jupyterlab", "4.5.6")])
 def test_what_make_opens_in_a_browser_starts(module, version):
     command = [sys.executable, "-m", module, "--version"]

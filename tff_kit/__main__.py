@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -13,6 +14,9 @@ from typing import Callable
 # the newest processors only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Models are of Keras 2, which is a package of its own from TensorFlow 2.16 on.
+if importlib.util.find_spec("tf_keras"):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 from tff_kit.errors import UserError
 
@@ -72,6 +76,12 @@ def _run(make_function: Callable[[], Callable], name: str, arguments: Sequence[s
     logging.getLogger("asyncio").disabled = True  # On Ctrl-C it would add tracebacks of its own for what was interrupted.
     try:
         tyro.cli(make_function(), args=list(arguments), prog=f"python -m tff_kit {name}")
+    except ModuleNotFoundError as error:
+        print(
+            f"error: Expected the package {error.name}, found none. docs/install.md says what each command needs.",
+            file=sys.stderr,
+        )
+        return 2
     except (UserError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

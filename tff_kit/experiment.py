@@ -20,6 +20,10 @@ from typing_extensions import Literal, dataclass_transform, get_args
 from tff_kit import encoders
 from tff_kit.datasets import DataError, FederatedDataset, PooledDataset
 from tff_kit.errors import UserError
+from tff_kit.requirements import require_keras_2
+
+require_keras_2()  # After encoders, which make it so.
+
 from tff_kit.metrics import Metric, metrics_of_loss
 
 ClientOptimizer = Literal["sgd", "adam"]

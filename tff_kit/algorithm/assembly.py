@@ -106,18 +106,69 @@ def build_accountant(experiment: Experiment, data: FederatedDataset) -> Optional
 
 
 def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.ModelFn:
-    """Returns a function that returns the experiment's model as TFF trains it, a new one with each call."""
+    """Returns a function that returns the experiment's model as TFF trains it, a new one with each call.
+
+    Raises:
+      SettingsError: By that function, if the model can't be built in TFF's graph, or is none that can be trained here.
+    """
 
     def model_fn() -> tff.learning.models.VariableModel:
+        keras_model = _build_in_graph(experiment)
         model = tff.learning.models.from_keras_model(
-            experiment.build_model(),
+            keras_model,
             loss=experiment.build_loss(),
             input_spec=data.element_spec,
             metrics=[metric.build() for metric in experiment.metrics()],
         )
+        preprocessing = [layer for layer in keras_model._flatten_layers() if hasattr(layer, "finalize_state")]
+        forward_pass = model.forward_pass
+
+        def refreshed_forward_pass(batch, training=True):
+            for layer in preprocessing:  # They keep tensors made of their variables, from before TFF sets the variables.
+                layer.finalize_state()
+            return forward_pass(batch, training=training)
+
+        if preprocessing:
+            model.forward_pass = refreshed_forward_pass
         return randomness.draw_from_examples(model, experiment.seed)
 
     return model_fn
+
+
+def check_model(experiment: Experiment) -> list[str]:
+    """Returns sentences that a user should read about the experiment's model.
+
+    Raises:
+      SettingsError: If it can't be built in TFF's graph, or can't be trained here.
+    """
+    with tf.Graph().as_default():
+        layers = _build_in_graph(experiment)._flatten_layers()
+    if any(isinstance(layer, tf.keras.layers.BatchNormalization) for layer in layers):
+        return [
+            "The moving averages of batch normalization stay at their initial values, which tests use: clients do not send "
+            "them. GroupNormalization needs none."
+        ]
+    return []
+
+
+def _build_in_graph(experiment: Experiment) -> tf.keras.Model:
+    name = f"{type(experiment).__name__}.build_model()"
+    try:
+        model = experiment.build_model()
+    except Exception as error:  # Whatever Keras and the task's own code raise there.
+        why = str(error).strip().split("\n")[0].rstrip(".")
+        raise SettingsError(
+            f"Expected {name} to build its model also in a TensorFlow graph, where TFF trains it; found {type(error).__name__}: "
+            f"{why}. Adapt layers and load weights outside of it, and pass it the values."
+        ) from error
+    if not model.built:
+        raise SettingsError(f"Expected {name} to return a model that has its weights, found one without. Give it an input shape.")
+    outputs = len(tf.nest.flatten(getattr(model, "output", None)))
+    if outputs > 1:
+        raise SettingsError(
+            f"Expected {name} to return a model of one output, which loss and metrics are of; found {outputs}. Concatenate them."
+        )
+    return model
 
 
 def build_server_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:

@@ -24,8 +24,6 @@ RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
 _SIZES = ("full", "small")
 _began = time.monotonic()
 
-tf.get_logger().setLevel("WARNING")  # In a notebook it would tell of every checkpoint.
-
 
 def choose(full: T, small: T) -> T:
     """Returns `full`, or `small` where the notebook runs at reduced size; raises ValueError for a size that is neither."""
@@ -36,7 +34,8 @@ def choose(full: T, small: T) -> T:
 
 
 def print_heading(*data: FederatedDataset) -> None:
-    """Prints when, at which size, on which data and on which machine the notebook runs."""
+    """Prints when, at which size, on which data and on which machine the notebook runs. Turns TensorFlow's INFO messages off."""
+    tf.get_logger().setLevel("WARNING")  # It would tell of every checkpoint.
     print(f"{datetime.datetime.now():%Y-%m-%d %H:%M}, {choose('full size', 'reduced size, for tests')}, on")
     for dataset in data:
         print(f"  {dataset.name}, {len(dataset.client_ids)} clients")

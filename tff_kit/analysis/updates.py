@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tff_kit.requirements import require_tff
+
+require_tff()
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff

@@ -1,6 +1,6 @@
 """Runs TensorFlow Federated's computations on one or several workers, and counts what crosses between server and clients."""
 
-from tff_kit.simulation import require_tff
+from tff_kit.requirements import require_tff
 
 require_tff()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tff_kit.requirements import require_tff
+
+require_tff()
+
 from collections.abc import Iterable
 from typing import Optional
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from tff_kit.requirements import require_tff
+
+require_tff()
+
 import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import grpc
@@ -37,6 +41,9 @@ def train(
 ) -> runs.RunDirectory:
     """Trains by federated averaging and writes a run directory. Bit for bit repeatable on one kind of machine.
 
+    Exceptions are differential privacy, initial weights that are drawn without a seed, and a model that draws gamma or Poisson
+    numbers, or asks a `tf.random.Generator`; dropout and Keras's other random layers are repeatable.
+
     Args:
       experiment: The settings.
       logdir: The run directory; by default a new one in `logs/`, named after the settings and the time.
@@ -50,20 +57,22 @@ def train(
 
     Raises:
       tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
+      tff_kit.experiment.SettingsError: If the model cannot be trained here, or a setting cannot be kept in settings.json.
       tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or a round cannot be computed.
       tff_kit.runtime.WorkerError: If a worker cannot start or does not answer.
     """
     console = console or Console()
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
+    notes = assembly.check_model(experiment)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
         accountant = assembly.build_accountant(experiment, data)
-        if accountant:
-            report.print_note(console, accountant.describe(experiment.rounds))
+        for sentence in [*notes, *([accountant.describe(experiment.rounds)] if accountant else [])]:
+            report.print_note(console, sentence)
         with contextlib.ExitStack() as stack:
             note = functools.partial(report.print_note, console)
             context, sizes = stack.enter_context(cluster.open_context(machines, sampled, run.worker_log, note))
@@ -114,9 +123,10 @@ class _Training:
 
     def _start(self) -> tuple[Any, int, np.ndarray]:
         """Returns the state to go on from, the number of rounds done, and the bits spent in them, down and up."""
-        state = self._process.initialize()
         weights = tff.learning.models.ModelWeights.from_model(self._model)
-        state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
+        with self._told("The start"):
+            state = self._process.initialize()
+            state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
         spent = np.zeros(2, np.int64)
         found = self._last_checkpoint([*tf.nest.flatten(state), spent])
         if found is None:
@@ -158,15 +168,8 @@ class _Training:
         heard = ~dropped & ~late
         heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
         began = time.monotonic()
-        try:
+        with self._told(f"Round {round_num}"):
             state, metrics = self._process.next(state, heard_clients)
-        except cluster.LostError as error:
-            advice = f"The run goes on with --resume --logdir {self._run.path}"
-            raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
-        except grpc.RpcError as error:
-            why = error.details() if isinstance(error, grpc.Call) else error
-            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
-            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
         self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
@@ -211,6 +214,19 @@ class _Training:
         batches = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
         empty = sum(next(iter(of_client.take(1)), None) is None for of_client in batches)
         return {"clients_left_out": count - empty, "clients_empty": empty}
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Makes a `RunError` of what a worker can't compute, and of a worker that is lost."""
+        try:
+            yield
+        except cluster.LostError as error:
+            advice = f"The run goes on with --resume --logdir {self._run.path}"
+            raise runs.RunError(f"{what} failed. {error} {advice} and --workers that answer.") from error
+        except grpc.RpcError as error:
+            why = runs.first_line(error.details() if isinstance(error, grpc.Call) else error)
+            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
+            raise runs.RunError(f"{what} failed on TFF's worker: {why}.{log}") from error
 
     def _put_weights(self, state: Any) -> None:
         self._process.get_model_weights(state).assign_weights_to(self._model)
