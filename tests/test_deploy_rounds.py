@@ -97,13 +97,13 @@ def only_on(kind, change):
     [
         ({"weighted": False, "proximal": 0.1, "local_epochs": 2}, 0),
         ({"broadcast": "uniform:8,nearest", "mean": "uniform:8,nearest", "server_optimizer": "adam", "server_lr": 0.01}, 0),
-        # An update whose last digit differs may fall on the other side of a step, and the entropy coder then takes other bits.
+        # An update whose last digit differs may fall on the other side of a step, and the coder then takes other bits.
         (
             {
-                "broadcast": "step:1+entropy/uniform:8,nearest",
+                "broadcast": "step:1+rice/uniform:8,nearest",
                 "broadcast_change": True,
                 "broadcast_feedback": True,
-                "mean": "rate:2+entropy/uniform:8,nearest",
+                "mean": "rate:2+rice/uniform:8,nearest",
                 "client_optimizer": "adam",
                 "client_lr": 0.01,
             },
@@ -143,9 +143,9 @@ def test_optimizers_step_as_those_of_the_simulation(optimizer):
 
 
 def test_stopped_run_goes_on_to_the_same_weights(tmp_path, answers):
-    whole = deploy(tmp_path / "whole", answers, rounds=4, mean="rate:1+entropy")
-    deploy(tmp_path / "parts", answers, rounds=2, mean="rate:1+entropy")
-    parts = deploy(tmp_path / "parts", answers, resume=True, rounds=4, mean="rate:1+entropy")
+    whole = deploy(tmp_path / "whole", answers, rounds=4, mean="rate:1+rice")
+    deploy(tmp_path / "parts", answers, rounds=2, mean="rate:1+rice")
+    parts = deploy(tmp_path / "parts", answers, resume=True, rounds=4, mean="rate:1+rice")
     for x, y in zip(whole.load_model().get_weights(), parts.load_model().get_weights()):
         np.testing.assert_array_equal(x, y)
     assert [row["round"] for row in parts.read_metrics()] == [1, 2, 3, 4]

@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import os
 import pathlib
+import re
 import select
 import signal
 import subprocess
@@ -55,9 +56,9 @@ def end(child: subprocess.Popen) -> None:
 
 
 def last_line(log: pathlib.Path) -> str:
-    """Returns the last line of a log, "" where there is none."""
+    """Returns the last line of a log without its colours, "" where there is none."""
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else ""
+    return re.sub(r"\x1b\[[0-9;]*m", "", lines[-1]) if lines else ""
 
 
 def end_with(process: int) -> None:
