@@ -15,14 +15,15 @@ from tff_kit import runtime
 
 _SCRIPT = """
 import os, sys, time
-import tensorflow_federated as tff
-from tff_kit import runtime
+import tff_kit, tensorflow_federated as tff
+tff_kit.build_federated_averaging_process  # Whoever builds a process has no worker of TFF's own, which would be left behind.
 
 @tff.federated_computation
 def hello_world():
     return 'Hello, World!'
 
 assert hello_world() == b'Hello, World!'
+from tff_kit import runtime
 print(runtime.worker._shared_worker.pid, flush=True)
 sys.stdin.readline()
 {ending}
