@@ -27,7 +27,8 @@ RESULTS = ROOT / "results"
 QUICK_RESULTS = ROOT / "logs" / "results-quick"
 """Where `--quick` writes, so that a smoke test never replaces a measurement."""
 
-_MEASURED = ("tff_kit", "benchmarks", "requirements.txt")  # A result is of today's code if these have not changed since.
+# A result is of today's code if nothing of this has changed since.
+_MEASURED = ("tff_kit", "benchmarks", "requirements.txt", ":!benchmarks/__main__.py", ":!benchmarks/tables.py")
 Row = dict[str, Any]
 
 

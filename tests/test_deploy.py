@@ -43,7 +43,7 @@ def command(*arguments):
 
 
 def finished(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, check=False)
 
 
 @contextlib.contextmanager
@@ -56,8 +56,8 @@ def running(log, *arguments):
         finally:
             family.update({child.pid: child for child in children_of(process)})
             process.terminate()
-            process.wait(60)
-    _, alive = psutil.wait_procs(family.values(), timeout=30)
+            process.wait(120)
+    _, alive = psutil.wait_procs(family.values(), timeout=120)
     assert not alive
 
 
@@ -67,9 +67,10 @@ def children_of(process):
     return []
 
 
-def wait_for(log, text, seconds=240):
+def wait_for(process, log, text, seconds=600):
     until = time.monotonic() + seconds
     while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < until, f"no {text!r} in {log.read_text()}"
         time.sleep(0.2)
 
@@ -92,12 +93,12 @@ def test_real_clients_train_as_simulated_ones_do_and_a_killed_server_goes_on(tmp
             own = ["--data", tmp_path / "data" / client, "--credential", tmp_path / "keys" / client]
             stack.enter_context(running(tmp_path / f"{client}.log", "join", address, "emnist", *own))
         with running(tmp_path / "killed.log", *server) as (process, family):
-            wait_for(tmp_path / "killed.log", "round   1:")
+            wait_for(process, tmp_path / "killed.log", "round   1:")
             family.update({child.pid: child for child in children_of(process)})
             process.send_signal(signal.SIGKILL)
         resumed = tmp_path / "resumed.log"
         with running(resumed, *server, "--resume") as (process, _):
-            assert process.wait(400) == 0, resumed.read_text()
+            assert process.wait(600) == 0, resumed.read_text()
 
     run = runs.RunDirectory(tmp_path / "run")
     simulated = simulate(TwoWriters(rounds=3, **SETTINGS), tmp_path / "simulated")

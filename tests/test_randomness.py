@@ -57,7 +57,7 @@ def _draws(layer, batches, seed=0):
             with tf.control_dependencies(outputs):
                 outputs.append(model.forward_pass(tuple(map(tf.constant, batch)), training=True).predictions)
         with tf.compat.v1.Session(graph=graph) as session:
-            session.run(tf.compat.v1.global_variables_initializer())
+            session.run([tf.compat.v1.global_variables_initializer(), [x.initializer for x in model.local_variables]])
             return session.run(outputs)
 
 

@@ -15,14 +15,15 @@ from tff_kit import runtime
 
 _SCRIPT = """
 import os, sys, time
-import tensorflow_federated as tff
-from tff_kit import runtime
+import tff_kit, tensorflow_federated as tff
+tff_kit.build_federated_averaging_process  # Whoever builds a process has no worker of TFF's own, which would be left behind.
 
 @tff.federated_computation
 def hello_world():
     return 'Hello, World!'
 
 assert hello_world() == b'Hello, World!'
+from tff_kit import runtime
 print(runtime.worker._shared_worker.pid, flush=True)
 sys.stdin.readline()
 {ending}
@@ -54,7 +55,7 @@ def _assert_gone(worker):
 @pytest.mark.parametrize("ending", ["", "raise ValueError('wrong')", "os._exit(3)", "sys.exit(1)"])
 def test_a_worker_ends_with_its_program_and_the_pipes_close(start, ending):
     program, worker = start(ending)
-    program.communicate(timeout=30)  # Returns when nobody holds the pipe any more.
+    program.communicate(timeout=120)  # Returns when nobody holds the pipe any more.
     _assert_gone(worker)
 
 
@@ -62,7 +63,7 @@ def test_a_worker_ends_with_its_program_and_the_pipes_close(start, ending):
 def test_a_worker_ends_with_a_program_that_is_killed(start, sent):
     program, worker = start("time.sleep(60)")
     program.send_signal(sent)
-    program.communicate(timeout=30)
+    program.communicate(timeout=120)
     assert program.returncode != 0
     _assert_gone(worker)
 
@@ -74,7 +75,7 @@ def test_a_program_that_ends_well_says_nothing_on_its_way_out():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
     command = [sys.executable, "-c", _SCRIPT.format(ending="")]
     program, worker = _with_its_worker(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-    assert program.communicate(timeout=30) == (b"", b"")
+    assert program.communicate(timeout=120) == (b"", b"")
     assert program.returncode == 0
     _assert_gone(worker)
 
@@ -164,5 +165,5 @@ def test_an_operation_has_the_processors_that_other_clients_leave(monkeypatch, p
 def test_computations_run_inside_a_running_event_loop_as_in_jupyter(start_program):
     cell = textwrap.indent(_SCRIPT.format(ending="print('done')"), "    ")
     program, _ = _with_its_worker(start_program(f"import asyncio\nasync def cell():\n{cell}\nasyncio.run(cell())"))
-    printed, errors = program.communicate(timeout=60)
+    printed, errors = program.communicate(timeout=120)
     assert printed == "done\n", errors

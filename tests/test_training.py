@@ -131,7 +131,7 @@ def test_a_run_killed_in_mid_round_goes_on_bit_for_bit(run, start_program, tmp_p
     assert b"in round 4\n" in iter(program.stdout.readline, b"")
     children = psutil.Process(program.pid).children(recursive=True)
     program.send_signal(signal.SIGKILL)
-    program.communicate(timeout=30)
+    program.communicate(timeout=120)
     assert len(_rows(logdir)) == 3
     assert len(psutil.wait_procs(children, timeout=10)[0]) == len(children) > 0
     assert not (logdir / "model.keras").exists()
@@ -280,10 +280,10 @@ def test_ctrl_c_ends_with_a_sentence_and_can_go_on(start_program, tmp_path):
     logdir = tmp_path / "stopped"
     arguments = (*SMALL, "--filters", 2, "--rounds", 200, "--eval-every", 1, "--logdir", logdir)
     program = start_program(_training_program(*arguments))
-    wait_until(lambda: (logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2, 120)
+    wait_until(lambda: (logdir / "metrics.csv").exists() and len(_rows(logdir)) >= 2, 300)
     children = psutil.Process(program.pid).children(recursive=True)
     program.send_signal(signal.SIGINT)
-    _, errors = program.communicate(timeout=30)
+    _, errors = program.communicate(timeout=120)
     assert program.returncode == 130
     assert "--resume" in errors
     assert "Traceback" not in errors

@@ -114,7 +114,7 @@ class WithEmptyClients(Task):
         def client_dataset(client, seed):
             place = tf.strings.to_number(tf.strings.substr(client, 1, 1), tf.int64)
             rows = tf.data.Dataset.from_tensor_slices((inputs, Y)).shard(5, place)
-            return rows.take(tf.where(place >= 5 - self.empty, 0, 20)).batch(self.batch_size)
+            return rows.take(tf.where(place >= 5 - self.empty, tf.constant(0, tf.int64), 20)).batch(self.batch_size)
 
         test = tf.data.Dataset.from_tensor_slices((X, Y)).batch(20)
         return FederatedDataset("some are empty", tuple(f"c{i}" for i in range(5)), client_dataset, test)
@@ -321,3 +321,22 @@ def test_what_the_system_refuses_is_one_sentence(error, monkeypatch, tmp_path, c
     (line,) = capsys.readouterr().err.strip().split("\n")
     assert line.startswith(f"error: The training in {logdir} stopped: ") and "No space left on device. Once" in line
     assert line.endswith(f"it goes on with --resume --logdir {logdir}.")
+
+
+class WithWrongLabels(Task):
+    """Has a label that is no class of the model, among the clients' or in the test."""
+
+    of_clients: bool = True
+
+    def load_data(self):
+        wrong = (X[100:], np.where(np.arange(20) == 3, 7, Y[100:]))
+        rest = (X[:100], Y[:100])
+        return tff_kit.from_arrays("wrong", {"c": wrong if self.of_clients else rest}, rest if self.of_clients else wrong, 20)
+
+
+@pytest.mark.parametrize(("of_clients", "where"), [(True, "Round 1 failed on TFF's worker: "), (False, "stopped: ")])
+def test_labels_that_are_no_class_end_the_training_with_a_sentence(of_clients, where, one_worker, tmp_path):
+    with pytest.raises(runs.RunError) as refused:
+        tff_kit.train(WithWrongLabels(rounds=1, clients=1, of_clients=of_clients), tmp_path / "run")
+    (line,) = str(refused.value).split("\n")
+    assert where in line and "Received a label value of 7 which is outside the valid range of [0, 2)" in line

@@ -3,3 +3,5 @@
 from tff_kit.requirements import require_tff
 
 require_tff()
+
+from tff_kit import runtime as runtime  # What is built here computes on a worker that ends with this process.

@@ -54,6 +54,12 @@ def end(child: subprocess.Popen) -> None:
     child.wait()
 
 
+def last_line(log: pathlib.Path) -> str:
+    """Returns the last line of a log, "" where there is none."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else ""
+
+
 def end_with(process: int) -> None:
     """Ends this process when another one ends, which need not be its parent."""
     try:

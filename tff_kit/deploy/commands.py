@@ -269,9 +269,8 @@ def _run_until_done(superlink: Any, folder: pathlib.Path, order: _Order) -> str:
         failures = failures + 1 if rounds_done == reached else 0
         reached = rounds_done
         if failures == _RESTARTS:
-            return (
-                f"Expected Flower's SuperLink to stay, found that it ended again and again; its log ends: {_tail(superlink.log)}"
-            )
+            why = children.last_line(superlink.log)
+            return f"Expected Flower's SuperLink to stay, found that it ended again and again; its log ends: {why}"
         print("Note: Flower's SuperLink or its server app ended; both are started again, and the run goes on.")
         order = dataclasses.replace(order, resume=True, overwrite=False)
 
@@ -318,7 +317,10 @@ def _join(server: str, task: str, data: str, client: Optional[str], credential: 
                         time.sleep(_POLL_SECONDS)
                 if node.returncode == engine.FOREIGN_APP_CODE:
                     raise engine.EngineError(engine.FOREIGN_APP)
-                print(f"Note: The link to {server} ended; it is opened again. {_tail(folder / 'supernode.log')}", flush=True)
+                print(
+                    f"Note: The link to {server} ended; it is opened again. {children.last_line(folder / 'supernode.log')}",
+                    flush=True,
+                )
                 time.sleep(_AGAIN_SECONDS)
 
 
@@ -399,11 +401,6 @@ def _ended_by_sigterm():
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _tail(log: pathlib.Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else ""
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:

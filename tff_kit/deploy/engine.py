@@ -42,7 +42,7 @@ FOREIGN_APP_CODE = 3
 """What a SuperNode says and ends with where a server sends an app of its own."""
 
 _RECORD, _BYTES = "m", "b"
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _NODE_START_SECONDS = 180.0  # A Raspberry Pi takes half a minute to import TensorFlow.
 _POLL_SECONDS = 0.2
 _TASK_POLL = "0.2"  # Seconds between an engine's looks for something to start; 1 by default.
@@ -192,7 +192,8 @@ class SuperLink:
                 return
             except Exception as error:
                 if process.poll() is not None or time.monotonic() > until:
-                    raise EngineError(f"Expected Flower's SuperLink to start, found that it did not; see {self.log}.") from error
+                    why = children.last_line(self.log) or f"no answer in {_START_SECONDS:.0f} s"
+                    raise EngineError(f"Expected Flower's SuperLink to start, found: {why}") from error
                 time.sleep(_POLL_SECONDS)
 
     def _register(self) -> None:

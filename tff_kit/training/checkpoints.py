@@ -66,7 +66,7 @@ class Checkpoints:
         """
         digest = self.path(version) / _DIGEST
         try:
-            if digest.exists() and digest.read_text() != _digest(self.path(version)):
+            if digest.exists() and digest.read_bytes() != _digest(self.path(version)).encode():
                 raise DamagedError(f"{self.path(version)} is damaged: its files are not as they were written.")
             saved = asyncio.run(self._manager.load(version, list(expected)))
         except DamagedError:

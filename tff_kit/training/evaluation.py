@@ -45,4 +45,9 @@ def evaluate(training: Training, run: runs.RunDirectory) -> dict[str, Any]:
     data = training.load_data()
     model = training.build_model()
     run.load_weights(model)
-    return evaluate_model(compiled(model, training), data.test, training)
+    try:
+        return evaluate_model(compiled(model, training), data.test, training)
+    except tf.errors.OpError as error:
+        raise runs.RunError(
+            f"The model in {run.path} could not be tested on {data.name}: {runs.first_line(error.message)}."
+        ) from error

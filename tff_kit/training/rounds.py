@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import grpc
@@ -123,9 +123,10 @@ class _Training:
 
     def _start(self) -> tuple[Any, int, np.ndarray]:
         """Returns the state to go on from, the number of rounds done, and the bits spent in them, down and up."""
-        state = self._process.initialize()
         weights = tff.learning.models.ModelWeights.from_model(self._model)
-        state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
+        with self._told("The start"):
+            state = self._process.initialize()
+            state = self._process.set_model_weights(state, tf.nest.map_structure(lambda variable: variable.numpy(), weights))
         spent = np.zeros(2, np.int64)
         found = self._last_checkpoint([*tf.nest.flatten(state), spent])
         if found is None:
@@ -167,15 +168,8 @@ class _Training:
         heard = ~dropped & ~late
         heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
         began = time.monotonic()
-        try:
+        with self._told(f"Round {round_num}"):
             state, metrics = self._process.next(state, heard_clients)
-        except cluster.LostError as error:
-            advice = f"The run goes on with --resume --logdir {self._run.path}"
-            raise runs.RunError(f"Round {round_num} failed. {error} {advice} and --workers that answer.") from error
-        except grpc.RpcError as error:
-            why = error.details() if isinstance(error, grpc.Call) else error
-            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
-            raise runs.RunError(f"Round {round_num} failed on TFF's worker: {why}{log}") from error
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
         self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
@@ -220,6 +214,19 @@ class _Training:
         batches = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
         empty = sum(next(iter(of_client.take(1)), None) is None for of_client in batches)
         return {"clients_left_out": count - empty, "clients_empty": empty}
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Makes a `RunError` of what a worker can't compute, and of a worker that is lost."""
+        try:
+            yield
+        except cluster.LostError as error:
+            advice = f"The run goes on with --resume --logdir {self._run.path}"
+            raise runs.RunError(f"{what} failed. {error} {advice} and --workers that answer.") from error
+        except grpc.RpcError as error:
+            why = runs.first_line(error.details() if isinstance(error, grpc.Call) else error)
+            log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
+            raise runs.RunError(f"{what} failed on TFF's worker: {why}.{log}") from error
 
     def _put_weights(self, state: Any) -> None:
         self._process.get_model_weights(state).assign_weights_to(self._model)

@@ -220,8 +220,10 @@ def told(run: RunDirectory) -> Iterator[None]:
 
 
 def first_line(message: Any) -> str:
-    """Returns the first line of a message, without a stop at its end."""
-    return str(message).strip().split("\n")[0].rstrip(". ")
+    """Returns the first line of a message that tells something, without a stop at its end."""
+    # Keras puts the places in the code before what TensorFlow says.
+    said = re.split(r"(?m)^Node: .*\n", str(message))[-1]
+    return said.strip().split("\n")[0].rstrip(". ")
 
 
 @contextlib.contextmanager
