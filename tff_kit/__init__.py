@@ -7,13 +7,7 @@ TensorFlow. The simulation also needs TensorFlow Federated 0.87.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
 from typing import TYPE_CHECKING, Any
-
-# Models are of Keras 2. From TensorFlow 2.16 on that is a package of its own, which TensorFlow has to be told of.
-if importlib.util.find_spec("tf_keras"):
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
     from tff_kit import datasets, encoders, runtime
