@@ -160,49 +160,57 @@ class _Training:
         return None
 
     def _round(self, state: Any, round_num: int, spent: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        """Returns the state after a round, and its row of metrics.csv; `spent` are the bits of earlier rounds, down and up."""
         experiment = self._experiment
         count = experiment.clients_per_round(self._data)
         clients = participation.sample_clients(self._data.client_ids, count, round_num, experiment.seed)
         seeds = participation.client_seeds(count, round_num, experiment.seed)
         dropped, late = participation.draw_missing(experiment, round_num, count)
-        heard = ~dropped & ~late
-        heard_clients = [(client.encode(), seed) for client, seed, is_heard in zip(clients, seeds, heard) if is_heard]
+        heard = [(client.encode(), seed) for client, seed, missing in zip(clients, seeds, dropped | late) if not missing]
         began = time.monotonic()
         with self._told(f"Round {round_num}"):
-            state, metrics = self._process.next(state, heard_clients)
+            state, metrics = self._process.next(state, heard)
         seconds = time.monotonic() - began
         self._sizes.add_receivers(int(late.sum()))
         self._initial.count(self._sizes, [client for client, is_dropped in zip(clients, dropped) if not is_dropped])
         sizes = self._sizes.get_size_info()
-        # Where all clients were left out nothing was measured, and sums are zero.
+        row = {
+            "round": round_num,
+            **self._trained(metrics, heard),
+            **self._tested(state, round_num),
+            "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
+            "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
+            "seconds": seconds,
+            "clients_dropped": int(dropped.sum()),
+            "clients_late": int(late.sum()),
+            "epsilon": self._accountant and self._accountant.epsilon(round_num),
+        }
+        return state, row
+
+    def _trained(self, metrics: Any, clients: Sequence[tuple[bytes, int]]) -> dict[str, Any]:
+        """Returns what a round's clients and its encoders measured; `None` for what was not measured."""
+        # Where all clients were left out, sums are zero.
         train = metrics["client_work"]["train"] if metrics["client_work"]["train"]["num_examples"] else {}
         # An aggregation of one's own measures what it likes.
         aggregator = metrics["aggregator"] if isinstance(metrics["aggregator"], Mapping) else {}
         mean, weight = aggregator.get("mean_value") or {}, aggregator.get("mean_weight") or {}
-        row = {
-            "round": round_num,
+        return {
             "train_loss": train.get("loss"),
             **{f"train_{name}": train.get(keras_name) for name, keras_name in self._metrics},
-            "test_loss": None,
-            **{f"test_{name}": None for name, _ in self._metrics},
-            "broadcast_bits": int(spent[0]) + sizes.broadcast_bits[-1],
-            "aggregate_bits": int(spent[1]) + sizes.aggregate_bits[-1],
-            "seconds": seconds,
             "broadcast_distortion": metrics["distributor"]["distortion"],
-            "aggregate_distortion": mean.get("distortion")
-            if train
-            else None,  # None where nothing is encoded: of secure sums and noisy ones.
-            "clients_dropped": int(dropped.sum()),
-            "clients_late": int(late.sum()),
-            **self._left_out(weight.get("left_out"), heard_clients),
+            "aggregate_distortion": mean.get("distortion") if train else None,  # Secure sums and noisy ones encode nothing.
             "clipping_norm": mean.get("clipping_norm"),
-            "epsilon": self._accountant and self._accountant.epsilon(round_num),
+            **self._left_out(weight.get("left_out"), clients),
         }
-        if round_num % experiment.eval_every == 0 or round_num == experiment.rounds:
-            self._put_weights(state)
-            tested = evaluate_model(self._model, self._data.test, experiment)
-            row.update({f"test_{name}": value for name, value in tested.items() if name != "examples"})
-        return state, row
+
+    def _tested(self, state: Any, round_num: int) -> dict[str, Optional[float]]:
+        """Returns loss and metrics on the held-out data; `None` in a round without a test."""
+        experiment = self._experiment
+        if round_num % experiment.eval_every and round_num != experiment.rounds:
+            return {"test_loss": None, **{f"test_{name}": None for name, _ in self._metrics}}
+        self._put_weights(state)
+        tested = evaluate_model(self._model, self._data.test, experiment)
+        return {f"test_{name}": value for name, value in tested.items() if name != "examples"}
 
     def _left_out(self, count: Optional[int], clients: Sequence[tuple[bytes, int]]) -> dict[str, Optional[int]]:
         """Returns how many clients were left out because their update was not finite, and how many because they have no examples.
