@@ -181,6 +181,7 @@ class Task(tff_kit.Experiment):
         return CASES[self.case].loss()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoders", ENCODERS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_kind_of_model_trains_goes_on_and_is_evaluated_or_is_refused(name, encoders, one_worker, tmp_path):

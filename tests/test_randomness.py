@@ -39,6 +39,7 @@ def _losses(run):
     return [row["train_loss"] for row in run.read_metrics()]
 
 
+@pytest.mark.slow
 def test_a_run_with_dropout_is_repeated_bit_for_bit_also_when_it_goes_on(one_worker, tmp_path):
     whole = _losses(tff_kit.train(Task(rounds=4), tmp_path / "whole"))
     tff_kit.train(Task(rounds=2), tmp_path / "parts")

@@ -71,6 +71,7 @@ def _rows(run, *without):
     return [{key: value for key, value in row.items() if key not in ("seconds", *without)} for row in run.read_metrics()]
 
 
+@pytest.mark.slow
 def test_changes_of_pretrained_weights_arrive_and_the_weights_are_counted_once_a_client(one_worker, tmp_path):
     settings = {"rounds": 6, "clients": 3, "eval_every": 3, "dropout": 0.2}
     whole = tff_kit.train(Pretrained(**settings), tmp_path / "whole")
@@ -87,6 +88,7 @@ def test_changes_of_pretrained_weights_arrive_and_the_weights_are_counted_once_a
     assert _rows(tff_kit.train(Pretrained(**settings, broadcast_change=True), halved, resume=True)) == _rows(change)
 
 
+@pytest.mark.slow
 def test_changes_of_weights_without_a_seed_go_on_from_the_same_ones(one_worker, tmp_path):
     experiment = Unseeded(rounds=2, eval_every=1, broadcast="uniform:8", threshold=0, broadcast_change=True)
     tff_kit.train(dataclasses.replace(experiment, rounds=1), tmp_path / "run")
@@ -120,6 +122,7 @@ class WithEmptyClients(Task):
         return FederatedDataset("some are empty", tuple(f"c{i}" for i in range(5)), client_dataset, test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("empty", "infinite"), [(2, 1), (0, 2), (5, 0), (3, 2)])
 def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_empty(
     empty, infinite, one_worker, tmp_path, capsys
@@ -136,6 +139,7 @@ def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_
     assert (f"{infinite} client{'s' if infinite > 1 else ''} left out: update not finite" in printed) == bool(infinite)
 
 
+@pytest.mark.slow
 def test_a_model_with_code_in_it_is_evaluated(one_worker, tmp_path):
     run = tff_kit.train(WithLambda(rounds=1), tmp_path / "run")
     found = tff_kit.evaluate(WithLambda(), run)
@@ -152,6 +156,7 @@ def test_a_model_with_code_in_it_is_evaluated(one_worker, tmp_path):
         tff_kit.evaluate(WithLambda(), run)
 
 
+@pytest.mark.slow
 def test_ids_of_clients_are_any_strings(one_worker, tmp_path):
     ids = ("Köln", "日本", "a/b", "a\0", "a", "")
 
@@ -228,6 +233,7 @@ def test_no_damage_goes_unnoticed(damage, stored, tmp_path):
     np.testing.assert_array_equal(kept.load(3, EXPECTED)[0], np.full([100], 9))
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(one_worker, tmp_path, capsys):
     whole = tff_kit.train(Task(rounds=3, eval_every=1), tmp_path / "whole")
     tff_kit.train(Task(rounds=2, eval_every=1), tmp_path / "run")
@@ -283,6 +289,7 @@ def test_settings_that_json_can_not_keep_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_path_in_its_settings_goes_on(one_worker, tmp_path):
     tff_kit.train(WithSettings(rounds=1), tmp_path / "run")
     tff_kit.train(WithSettings(rounds=2), tmp_path / "run", resume=True)
@@ -307,6 +314,7 @@ def test_the_run_to_go_on_with_is_found_however_it_is_written(written, tmp_path)
         commands.default_settings(emnist.Emnist, ["--resume", "--logdir="])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [tf.errors.ResourceExhaustedError(None, None, "a/b; No space left on device\nmore"), OSError(28, "No space left on device")],
@@ -339,6 +347,7 @@ class WithWrongLabels(Task):
         return tff_kit.from_arrays("wrong", {"c": wrong if self.of_clients else rest}, rest if self.of_clients else wrong, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of_clients", "where"), [(True, "Round 1 failed on TFF's worker: "), (False, "stopped: ")])
 def test_labels_that_are_no_class_end_the_training_with_a_sentence(of_clients, where, one_worker, tmp_path):
     with pytest.raises(runs.RunError) as refused:
