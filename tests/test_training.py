@@ -176,7 +176,7 @@ def test_bad_settings_are_refused_before_anything_is_written(arguments, message,
 
 def test_unknown_words_are_refused_with_those_there_are(capsys):
     assert command_line.main(["train", "mnist"]) == 2
-    assert "TASK one of emnist, kws, kws-centralized, or worker, embed" in capsys.readouterr().err
+    assert "TASK one of cifar10, emnist, kws, kws-centralized, or join, credential, worker, embed" in capsys.readouterr().err
     assert command_line.main(["fly", "emnist"]) == 2
     assert "COMMAND one of train, evaluate" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
