@@ -19,6 +19,8 @@ from tff_kit.training.rounds import train as simulate
 CLIENTS = ("anna", "ben", "cleo")
 PATIENT = rounds.Attendance(timeout=60)
 
+pytestmark = pytest.mark.slow
+
 
 class Points(Experiment):
     """Points of three classes, on three clients with 20, 21 and 22 of them."""
