@@ -64,7 +64,7 @@ run-notebooks: setup ## Executes the notebooks at full size and keeps their outp
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
 test: setup setup-deploy ## Runs all tests.
-	@$(PYTHON) -m pytest -n 2 --dist worksteal
+	@$(PYTHON) -m pytest -n 2 --dist worksteal --durations 10
 
 test-fast: setup ## Runs the tests that need neither much time nor data nor programs of their own.
 	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not (slow or data or process)"
