@@ -168,7 +168,8 @@ def run_path(logdir: Optional[Union[str, pathlib.Path]], resume: bool, *names: s
         raise RunError("Expected the run to go on with, found no --logdir.")
     name = re.sub(r"[^\w.+=-]", "", "_".join(names).replace("/", "_"))  # A SPEC has characters that folders had better not.
     started = pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    for path in (started, *(started.with_name(f"{started.name}_{i}") for i in itertools.count(2))):
+    for number in itertools.count(1):
+        path = started if number == 1 else started.with_name(f"{started.name}_{number}")
         with contextlib.suppress(FileExistsError):  # Another training began in this second.
             path.mkdir(parents=True)
             break
