@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import run_python
 
 from tff_kit.datasets import DataError
 from tff_kit.tasks.keywords import whisper
@@ -121,8 +120,7 @@ def test_an_unknown_id_without_network_ends_in_a_sentence_within_seconds(tmp_pat
         "except DataError as error:\n    print(f'{time.monotonic() - before:.1f}|{error}')\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path)}
-    root = pathlib.Path(whisper.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root, check=False)
+    done = run_python("-c", code, env=environment)
     seconds, message = done.stdout.strip().split("|")
     assert float(seconds) < 10
     assert "nobody/no-such-model" in message and "cannot be reached" in message and "\n" not in message
