@@ -26,13 +26,10 @@ class CredentialError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerCredential:
-    """A server's credential in a folder; raises `CredentialError` where it is none."""
+class _Credential:
+    """The files that both kinds of credential have in their folder."""
 
     folder: pathlib.Path
-
-    def __post_init__(self):
-        _check(self.folder, "a server's", (self.certificate, self.key))
 
     @property
     def certificate(self) -> pathlib.Path:
@@ -41,6 +38,14 @@ class ServerCredential:
     @property
     def key(self) -> pathlib.Path:
         return self.folder / "key.pem"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerCredential(_Credential):
+    """A server's credential in a folder; raises `CredentialError` where it is none."""
+
+    def __post_init__(self):
+        _check(self.folder, "a server's", (self.certificate, self.key))
 
     @property
     def nodes(self) -> dict[str, bytes]:
@@ -49,23 +54,13 @@ class ServerCredential:
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeCredential:
+class NodeCredential(_Credential):
     """A node's credential in a folder; raises `CredentialError` where it is none."""
-
-    folder: pathlib.Path
 
     def __post_init__(self):
         _check(self.folder, "a node's", (self.certificate, self.key))
         if (self.folder / "nodes").exists():
             raise CredentialError(f"Expected a node's credential in {self.folder}, found the server's, which is for serve alone.")
-
-    @property
-    def certificate(self) -> pathlib.Path:
-        return self.folder / "certificate.pem"
-
-    @property
-    def key(self) -> pathlib.Path:
-        return self.folder / "key.pem"
 
 
 def _check(folder: pathlib.Path, whose: str, files: Sequence[pathlib.Path]) -> None:
