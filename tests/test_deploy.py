@@ -67,12 +67,21 @@ def children_of(process):
     return []
 
 
-def wait_for(process, log, text, seconds=600):
+def wait_for(process, log, text, seconds=300):
     until = time.monotonic() + seconds
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < until, f"no {text!r} in {log.read_text()}"
         time.sleep(0.2)
+
+
+def wait_for_end(process, logs, seconds=300):
+    """Waits until a server has ended well. Where it has not, the test says what all sides have said."""
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        code = f"nothing in {seconds} s"
+    assert code == 0, "\n".join(f"{log.name}:\n{log.read_text()}" for log in logs)
 
 
 def last_weights(run):
@@ -98,7 +107,7 @@ def test_real_clients_train_as_simulated_ones_do_and_a_killed_server_goes_on(tmp
             process.send_signal(signal.SIGKILL)
         resumed = tmp_path / "resumed.log"
         with running(resumed, *server, "--resume") as (process, _):
-            assert process.wait(600) == 0, resumed.read_text()
+            wait_for_end(process, [resumed, *(tmp_path / f"{client}.log" for client in CLIENTS)])
 
     run = runs.RunDirectory(tmp_path / "run")
     simulated = simulate(TwoWriters(rounds=3, **SETTINGS), tmp_path / "simulated")

@@ -206,6 +206,29 @@ def test_node_that_started_anew_is_told_the_settings_again(tmp_path, answers):
     assert sent[0] == sent[1] * 7 // 6  # The model went to it twice in the second round.
 
 
+@pytest.mark.parametrize("kind", [messages.Settings, messages.Train])
+@pytest.mark.parametrize("half", ["request", "answer"])
+def test_lost_message_is_sent_again(tmp_path, answers, monkeypatch, kind, half):
+    monkeypatch.setattr(rounds, "_ASK_AGAIN_SECONDS", 0.5)
+    seen = []
+
+    def loses_the_first(message):
+        if isinstance(messages.unpack(message), kind):
+            seen.append(message)
+            if len(seen) == 1:
+                if half == "answer":
+                    answers[0](message)
+                return None
+        return answers[0](message)
+
+    lost = deploy(tmp_path / "lost", [loses_the_first, *answers[1:]], rounds.Attendance(min_clients=3, timeout=60))
+    never = deploy(tmp_path / "never", answers)
+    for x, y in zip(lost.load_model().get_weights(), never.load_model().get_weights()):
+        np.testing.assert_array_equal(x, y)
+    sent = [run.read_metrics()[-1]["broadcast_bits"] for run in (lost, never)]
+    assert sent[0] == (sent[1] * 7 // 6 if kind is messages.Train else sent[1])  # The model is counted as often as it is sent.
+
+
 def test_too_few_clients_end_the_run_in_a_sentence(tmp_path, answers):
     silent = [only_on(messages.Train, lambda answer: None)(answer) for answer in answers[:2]]
     with pytest.raises(runs.RunError, match=r"Round 1 failed: expected at least 2 clients within 1 s, found 1\. .*--resume"):

@@ -21,6 +21,7 @@ from tff_kit.training.evaluation import compiled, evaluate_model
 
 _POLL_SECONDS = 0.2
 _GREET_SECONDS = 30.0  # Until a node that could not take part is asked again.
+_ASK_AGAIN_SECONDS = 60.0  # Until a silent node is asked again, and then twice as long: a link that breaks loses messages.
 _TRIES = 3  # Of a round in which too few clients answer.
 
 
@@ -37,7 +38,7 @@ class Link(Protocol):
         """Returns the answers that have come since the last call, without waiting."""
 
     def forget(self, node: int) -> None:
-        """Gives up the answers that this node has not sent yet."""
+        """Gives up the answers that this node has not sent yet. What it is sent later is answered as ever."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Population:
     def __init__(self, link: Link, settings: messages.Settings, note: Callable[[str], None]):
         self._link, self._settings, self._note = link, settings.pack(), note
         self._clients: dict[int, str] = {}  # By node.
-        self._greet_at: dict[int, float] = {}  # When a node that takes no part is asked again; never, where it is answering.
+        self._greet_at: dict[int, float] = {}  # When a node is asked again; never, where it takes part.
 
     def greet(self) -> None:
         """Sends the settings to nodes that are new or due, and forgets those that have left."""
@@ -140,7 +141,7 @@ class Population:
 
     def greet_again(self, node: int) -> None:
         """Sends the settings to a node, such as one that has started anew."""
-        self._greet_at[node] = math.inf
+        self._greet_at[node] = time.monotonic() + _ASK_AGAIN_SECONDS
         self._link.send(node, self._settings)
 
     def hear(self, node: int, message: messages.Message) -> None:
@@ -149,7 +150,7 @@ class Population:
             if self.node_of(message.client) in (None, node):
                 if node not in self._clients:
                     self._note(f"Client {message.client} is here, with TensorFlow {message.versions.get('tensorflow')}.")
-                self._clients[node] = message.client
+                self._clients[node], self._greet_at[node] = message.client, math.inf
                 return
             message = messages.Refusal(f"Client {message.client} is here already, on another node.")
         if isinstance(message, messages.Refusal):
@@ -178,6 +179,23 @@ class _Answers:
     dropped: int = 0
     late: int = 0
     sent: int = 0
+
+
+class _Request:
+    """The model that a node was sent in a round, and whether that seems to be lost."""
+
+    def __init__(self, message: bytes):
+        self.message, self.lost = message, False
+        self._patience = _ASK_AGAIN_SECONDS
+        self._due = time.monotonic() + self._patience
+
+    def is_due(self) -> bool:
+        """Returns whether the node has been silent for so long that it is to be asked again. It then counts as lost."""
+        if time.monotonic() < self._due:
+            return False
+        self._patience *= 2
+        self._due, self.lost = time.monotonic() + self._patience, True
+        return True
 
 
 class _Training:
@@ -299,41 +317,51 @@ class _Training:
 
     def _collect(self, round_num: int, clients: Sequence[str], sent: Sent) -> _Answers:
         """Sends the model to the clients of a round and waits for their updates."""
-        seeds = participation.client_seeds(len(clients), round_num, self._experiment.seed)
-        requests: dict[int, bytes] = {}
-        for client, seed in zip(clients, seeds.tolist()):
-            node = self._population.node_of(client)
-            assert node is not None
-            key = self._averaging.settings.key
-            requests[node] = messages.Train(key, round_num, seed, sent.numbers, sent.params, sent.model).pack()
-            self._link.send(node, requests[node])
-        answers, waiting = _Answers(sent=len(requests)), set(requests)
-        until = time.monotonic() + self._attendance.timeout
-        while waiting and time.monotonic() < until:
+        asked = self._ask(round_num, clients, sent)
+        answers, until = _Answers(sent=len(asked)), time.monotonic() + self._attendance.timeout
+        while asked and time.monotonic() < until:
             for node, answer in self._receive():
-                if self._hear(round_num, node, answer, requests, answers):
-                    waiting.discard(node)
+                if node not in asked:
+                    self._population.hear(node, answer)
+                elif self._hear(round_num, node, answer, asked[node], answers):
+                    self._link.forget(node)  # It may be asked more than once.
+                    del asked[node]
+            for node, request in asked.items():
+                if request.is_due():
+                    self._population.greet_again(node)
             time.sleep(_POLL_SECONDS)
-        answers.late = len(waiting)
-        for node in waiting:
+        answers.late = len(asked)
+        for node in asked:
             self._link.forget(node)
             self._note(f"Round {round_num}: client {self._population.client_of(node)} is late, and does not count.")
         return answers
 
-    def _hear(self, round_num: int, node: int, answer: messages.Message, requests: dict[int, bytes], answers: _Answers) -> bool:
-        """Takes in an answer; returns whether it is a client's last one of the round."""
+    def _ask(self, round_num: int, clients: Sequence[str], sent: Sent) -> dict[int, _Request]:
+        """Sends the model to the clients of a round; returns what was sent, by node."""
+        seeds = participation.client_seeds(len(clients), round_num, self._experiment.seed)
+        asked = {}
+        for client, seed in zip(clients, seeds.tolist()):
+            node = self._population.node_of(client)
+            assert node is not None
+            key = self._averaging.settings.key
+            message = messages.Train(key, round_num, seed, sent.numbers, sent.params, sent.model).pack()
+            asked[node] = _Request(message)
+            self._link.send(node, message)
+        return asked
+
+    def _hear(self, round_num: int, node: int, answer: messages.Message, request: _Request, answers: _Answers) -> bool:
+        """Takes in the answer of a node that was sent the model; returns whether it is its last one of the round."""
         client = self._population.client_of(node)
         if isinstance(answer, messages.Unknown):
+            request.lost = True
             self._population.greet_again(node)
             return False
         if isinstance(answer, messages.Hello):
             self._population.hear(node, answer)
-            if node in requests:
-                self._link.send(node, requests[node])
+            if request.lost:  # A node answers in order: had it the model, it would have trained first.
+                request.lost = False
+                self._link.send(node, request.message)
                 answers.sent += 1
-            return False
-        if node not in requests:
-            self._population.hear(node, answer)
             return False
         try:
             if isinstance(answer, messages.Refusal):
