@@ -203,7 +203,12 @@ def shared_worker():
 
 @pytest.fixture
 def one_worker(shared_worker, monkeypatch):
-    """Lets trainings use the shared worker: to start one takes longer than to train a small model."""
+    """Lets trainings of a small model begin at once: on the shared worker, with graphs as they are.
+
+    To start a worker takes longer than such a training, and to optimize an encoder's graph three times as long.
+    """
+    from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
+
     from tff_kit import runtime
     from tff_kit.runtime import sizing
     from tff_kit.training import rounds
@@ -214,3 +219,4 @@ def one_worker(shared_worker, monkeypatch):
         yield runtime.create_context(sizes), sizes
 
     monkeypatch.setattr(rounds.cluster, "open_context", open_context)
+    monkeypatch.setattr(graph_optimizations, "optimize_graph_spec", lambda graph, config: graph)
