@@ -90,11 +90,11 @@ settings: setup ## Writes docs/settings.md from the settings' docstrings.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
-results: setup $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
+results: setup setup-deploy $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
 	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
 	@$(PYTHON) -m benchmarks.tables
 
-results-quick: setup ## Tries every benchmark on little data, in minutes, into logs/results-quick/.
+results-quick: setup setup-deploy ## Tries every benchmark on little data, in minutes, into logs/results-quick/.
 	@$(PYTHON) -m benchmarks --quick $(ARGS)
 
 bench: setup ## Measures seconds a round and memory on DATA=folder.

@@ -246,10 +246,10 @@ class _Training:
         return state, done, spent
 
     def _round(self, state: State, round_num: int, spent: dict[str, int]) -> tuple[State, dict[str, Any]]:
-        began = time.monotonic()
-        sent = self._averaging.send(state)
+        sent, began = self._averaging.send(state), 0.0
         for attempt in range(1, _TRIES + 1):
             clients = self._attend(round_num)
+            began = began or time.monotonic()  # To wait for clients to come is no part of a round.
             answers = self._collect(round_num, clients, sent)
             enough = len(answers.received) >= self._attendance.min_clients
             if enough:

@@ -1,0 +1,85 @@
+"""Runs a server and its clients as processes of .venv-deploy, for the benchmarks of real clients."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import pathlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+from benchmarks import results
+
+PYTHON = results.ROOT / ".venv-deploy" / "bin" / "python"
+TASK = "emnist"
+_END_SECONDS = 60.0
+
+
+class Deployment:
+    """Clients that have joined a server's address, each with its own data and credential.
+
+    Args:
+      folder: Of credentials, data, logs and runs.
+      clients: Their ids in `data`.
+      data: As in `python -m tff_kit train emnist --data`.
+      address: Of the server, HOST:PORT.
+      prefix: Returns what stands before a client's command, such as a network namespace to run it in.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        clients: Sequence[str],
+        data: str,
+        address: str,
+        prefix: Callable[[str], Sequence[str]] = lambda client: (),
+    ):
+        if not PYTHON.exists():
+            raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
+        self._folder, self._clients, self._data, self._address, self._prefix = folder, clients, data, address, prefix
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Keeps the clients at the address while the context lasts."""
+        host = self._address.rpartition(":")[0]
+        self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
+        self._run("partition", TASK, "--data", self._data, "--only", *self._clients, "--out", self._folder / "data")
+        with contextlib.ExitStack() as stack:
+            for client in self._clients:
+                own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
+                log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
+                command = [*self._prefix(client), *_command("join", self._address, TASK, *own)]
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+                stack.callback(process.wait, _END_SECONDS)
+                stack.callback(process.terminate)
+            yield
+
+    def train(self, name: str, settings: Sequence[str]) -> list[dict[str, float]]:
+        """Trains with the clients into the folder `name`; returns its metrics, a row a round.
+
+        Args:
+          name: Of the run.
+          settings: As on the command line of `serve`.
+        """
+        logdir = self._folder / name
+        where = ("--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", logdir)
+        self._run("serve", TASK, "--data", self._data, "--clients", str(len(self._clients)), *settings, *where)
+        with open(logdir / "metrics.csv", newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def _run(self, *arguments: object) -> None:
+        with open(self._folder / "server.log", "a") as log:
+            done = subprocess.run(_command(*arguments), stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
+        if done.returncode:
+            last = (self._folder / "server.log").read_text()[-2000:]
+            raise SystemExit(f"error: Expected tff_kit {arguments[0]} to end well, found exit code {done.returncode}:\n{last}")
+
+
+def _command(*arguments: object) -> list[str]:
+    return [str(PYTHON), "-m", "tff_kit", *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
