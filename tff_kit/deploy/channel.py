@@ -11,12 +11,19 @@ import pathlib
 import time
 from collections.abc import Callable
 from multiprocessing import connection
+from typing import NoReturn
 
 _RETRY_SECONDS = 0.2
 
 
-def ask(socket: pathlib.Path, message: bytes, start_seconds: float) -> bytes:
+def ask(socket: pathlib.Path, message: bytes, start_seconds: float, has_ended: Callable[[], bool] = lambda: False) -> bytes:
     """Returns the answer of the process that listens on `socket`, or will within `start_seconds`.
+
+    Args:
+      socket: Where.
+      message: What to ask.
+      start_seconds: How long the process may take until it listens.
+      has_ended: Whether the process has ended, so that it never will.
 
     Raises:
       ConnectionError: If none listens, or it ended before it answered.
@@ -27,18 +34,18 @@ def ask(socket: pathlib.Path, message: bytes, start_seconds: float) -> bytes:
             link = connection.Client(str(socket), "AF_UNIX")
             break
         except OSError as error:
-            if time.monotonic() > until:
+            if has_ended() or time.monotonic() > until:
                 raise ConnectionError(f"Expected a process that listens on {socket}, found none: {error}.") from error
             time.sleep(_RETRY_SECONDS)
     with link:
-        link.send_bytes(message)
         try:
+            link.send_bytes(message)
             return link.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):
             raise ConnectionError("Expected an answer of the client's process, found that it ended.") from None
 
 
-def answer_all(socket: pathlib.Path, answer: Callable[[bytes], bytes]) -> None:
+def answer_all(socket: pathlib.Path, answer: Callable[[bytes], bytes]) -> NoReturn:
     """Answers whoever connects to `socket`, one after another, for ever."""
     with contextlib.suppress(FileNotFoundError):
         socket.unlink()

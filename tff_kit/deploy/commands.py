@@ -77,6 +77,7 @@ def join(
     credential: Optional[pathlib.Path] = None,
     client: Optional[str] = None,
     insecure: bool = False,
+    free_memory: bool = False,
 ) -> None:
     """Takes part in the trainings of a server as one client, until Ctrl-C. Survives a lost link and a restarted server.
 
@@ -87,6 +88,8 @@ def join(
         credential: This node's folder that python -m tff_kit credential made. Beyond loopback it is needed.
         client: This client's id, where the data is of more than one.
         insecure: Connect unencrypted, also beyond loopback.
+        free_memory: Train in a process that ends with each round, so that all its memory is free in between, a GPU's too. Each
+            round then takes some seconds more, in which TensorFlow starts.
     """
     host, _ = _parse_address(server)
     if task not in TASKS:
@@ -94,7 +97,7 @@ def join(
     found = credential_files.NodeCredential(credential) if credential else None
     if not (found or insecure or _is_loopback(host)):
         raise AddressError(_needs_credential(host))
-    _join(server, task, data, client, found)
+    _join(server, task, data, client, found, free_memory)
 
 
 def partition(task: str, arguments: Sequence[str]) -> Callable:
@@ -302,12 +305,12 @@ def _rounds_done(logdir: pathlib.Path) -> int:
     return 0
 
 
-def _join(server: str, task: str, data: str, client: Optional[str], credential: Any) -> None:
+def _join(server: str, task: str, data: str, client: Optional[str], credential: Any, free_memory: bool) -> None:
     from tff_kit.deploy import engine
 
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
-        command = client_process.command(task, folder / "node", data, client, os.getpid())
+        command = client_process.command(task, folder / "node", data, client, os.getpid(), free_memory)
         print(f"Taking part in {task} on {server} with the data {data}, until Ctrl-C.", flush=True)
         with _ClientProcess(command) as process:
             while True:

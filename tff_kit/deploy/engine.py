@@ -43,7 +43,6 @@ FOREIGN_APP_CODE = 3
 
 _RECORD, _BYTES = "m", "b"
 _START_SECONDS = 180.0
-_NODE_START_SECONDS = 180.0  # A Raspberry Pi takes half a minute to import TensorFlow.
 _POLL_SECONDS = 0.2
 _TASK_POLL = "0.2"  # Seconds between an engine's looks for something to start; 1 by default.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL}
@@ -61,7 +60,7 @@ def _carry(message: Message, context: Context) -> Message:
     """Carries a message to the client's long-lived process, and its answer back."""
     socket = context.node_config.get("socket")
     process = pathlib.Path(str(socket)) if socket else _ensure_process(context.node_config)
-    answer = channel.ask(process, bytes(message.content[_RECORD][_BYTES]), _NODE_START_SECONDS)
+    answer = channel.ask(process, bytes(message.content[_RECORD][_BYTES]), client_process.START_SECONDS)
     return Message(_content(answer), reply_to=message)
 
 
