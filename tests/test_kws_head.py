@@ -119,7 +119,7 @@ def test_a_clip_far_off_still_teaches_inside_tff():
 def test_gradients_agree_with_finite_differences():
     head, x = kws_head.create_kws_head(5, width=3, seed=0), np.random.default_rng(0).standard_normal([4, 5, 3]).astype(np.float32)
     kernel, bias = head.weights[:2]
-    bias.assign(np.where(np.arange(len(bias)) == 7, 5, bias).astype(np.float32))  # Away from the ReLU's bend.
+    bias.assign(np.where(np.arange(bias.shape[0]) == 7, 5, bias).astype(np.float32))  # Away from the ReLU's bend.
 
     def loss():
         return tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy([0, 3, 10, 11], head(x), from_logits=True))
