@@ -40,6 +40,19 @@ def wait_until(condition, seconds=30):
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graphs_as_they_are():
+    """Leaves out what TFF does to make a graph faster, which takes longer than the few rounds of a test.
+
+    What trains in a process of its own, such as notebooks and the command line, has its graphs optimized as ever.
+    """
+    from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_optimizations, "optimize_graph_spec", lambda graph, config: graph)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real data that developers have beside the project; users have none."""
@@ -203,12 +216,7 @@ def shared_worker():
 
 @pytest.fixture
 def one_worker(shared_worker, monkeypatch):
-    """Lets trainings of a small model begin at once: on the shared worker, with graphs as they are.
-
-    To start a worker takes longer than such a training, and to optimize an encoder's graph three times as long.
-    """
-    from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
-
+    """Lets trainings use the shared worker: to start one takes longer than to train a small model."""
     from tff_kit import runtime
     from tff_kit.runtime import sizing
     from tff_kit.training import rounds
@@ -219,4 +227,3 @@ def one_worker(shared_worker, monkeypatch):
         yield runtime.create_context(sizes), sizes
 
     monkeypatch.setattr(rounds.cluster, "open_context", open_context)
-    monkeypatch.setattr(graph_optimizations, "optimize_graph_spec", lambda graph, config: graph)
