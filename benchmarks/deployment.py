@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import pathlib
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Callable
@@ -39,6 +40,7 @@ class Deployment:
         if not PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
         self._folder, self._clients, self._data, self._address, self._prefix = folder, clients, data, address, prefix
+        self.processes: dict[str, subprocess.Popen] = {}  # Of the clients that have joined.
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
@@ -52,6 +54,7 @@ class Deployment:
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
                 command = [*self._prefix(client), *_command("join", self._address, TASK, *own)]
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+                self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
                 stack.callback(process.terminate)
             yield
@@ -63,11 +66,26 @@ class Deployment:
           name: Of the run.
           settings: As on the command line of `serve`.
         """
-        logdir = self._folder / name
-        where = ("--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", logdir)
-        self._run("serve", TASK, "--data", self._data, "--clients", str(len(self._clients)), *settings, *where)
-        with open(logdir / "metrics.csv", newline="") as file:
+        self._run(*self._serve(name, settings))
+        return self.metrics(name)
+
+    def start(self, name: str, settings: Sequence[str]) -> subprocess.Popen:
+        """Starts a training as `train` does, and returns the server's process."""
+        with open(self._folder / "server.log", "a") as log:
+            command = _command(*self._serve(name, settings))
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        """Returns the metrics of a run, a row a round."""
+        path = self._folder / name / "metrics.csv"
+        if not path.exists():
+            return []
+        with open(path, newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def _serve(self, name: str, settings: Sequence[str]) -> list[object]:
+        where = ["--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", self._folder / name]
+        return ["serve", TASK, "--data", self._data, "--clients", len(self._clients), *settings, *where]
 
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
@@ -83,3 +101,9 @@ def _command(*arguments: object) -> list[str]:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def free_address() -> str:
+    """Returns an address on loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as any_server:
+        return f"127.0.0.1:{any_server.getsockname()[1]}"

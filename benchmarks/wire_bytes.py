@@ -11,7 +11,6 @@ without the headers of TCP and IP.
 from __future__ import annotations
 
 import pathlib
-import socket
 import tempfile
 
 import tyro
@@ -56,7 +55,7 @@ def _sizes(folder: pathlib.Path, quick: bool) -> None:
     folder.mkdir()
     rows = []
     sizes = list(_SIZES)[:1] if quick else list(_SIZES)
-    deployed = deployment.Deployment(folder, ["form00"], "digits", _free_address())
+    deployed = deployment.Deployment(folder, ["form00"], "digits", deployment.free_address())
     with deployed.joined():
         for kilobytes in track(sizes, "sizes"):
             metrics = deployed.train(f"{kilobytes}", ["--rounds", "4", *_SIZES[kilobytes].split()])
@@ -83,7 +82,7 @@ def _sizes(folder: pathlib.Path, quick: bool) -> None:
 def _encoders(folder: pathlib.Path, rounds: int, clients: int) -> None:
     folder.mkdir()
     rows: list[results.Row] = []
-    deployed = deployment.Deployment(folder, [f"form{i:02d}" for i in range(clients)], "digits", _free_address())
+    deployed = deployment.Deployment(folder, [f"form{i:02d}" for i in range(clients)], "digits", deployment.free_address())
     with deployed.joined():
         for name, flags in track(ENCODERS.items(), "encoders"):
             settings = f"{_TRAINED} --rounds {rounds} {flags}".split()
@@ -109,11 +108,6 @@ def _encoders(folder: pathlib.Path, rounds: int, clients: int) -> None:
         spread="none: one run each",
     )
     results.write("deploy/wire_encoders", rows, source)
-
-
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as any_server:
-        return f"127.0.0.1:{any_server.getsockname()[1]}"
 
 
 if __name__ == "__main__":
