@@ -4,8 +4,8 @@
 
 Clients and their nodes are killed or stopped, as are Flower's SuperLink and the server, which is then started again with
 --resume. Updates have a fixed number of bits, so a round's bits tell how many came. A round is right if that is a whole number,
-and with the late, dropped and left-out clients no more than all clients: one that counted twice would show. A round asks fewer where a client is
-not back in time.
+and with the late, dropped and left-out clients no more than all clients: one that counted twice would show. A round asks fewer
+where a client is not back in time.
 """
 
 from __future__ import annotations
