@@ -9,9 +9,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_kit import encoders
-from tff_kit.algorithm import privacy, processes, proximal, randomness
+from tff_kit.algorithm import comparison, privacy, processes, proximal, randomness
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment, SettingsError
+from tff_kit.metrics import build_metrics, match_rank
 
 _OPTIMIZERS: dict[str, Callable[[float], tff.learning.optimizers.Optimizer]] = {
     "sgd": tff.learning.optimizers.build_sgdm,
@@ -118,19 +119,19 @@ def build_model_fn(experiment: Experiment, data: FederatedDataset) -> processes.
             keras_model,
             loss=experiment.build_loss(),
             input_spec=data.element_spec,
-            metrics=[metric.build() for metric in experiment.metrics()],
+            metrics=build_metrics(experiment.metrics()),
         )
         preprocessing = [layer for layer in keras_model._flatten_layers() if hasattr(layer, "finalize_state")]
-        forward_pass = model.forward_pass
+        forward_pass, rank = model.forward_pass, _output_rank(keras_model, data)
 
-        def refreshed_forward_pass(batch, training=True):
+        def prepared_forward_pass(batch, training=True):
             for layer in preprocessing:  # They keep tensors made of their variables, from before TFF sets the variables.
                 layer.finalize_state()
-            return forward_pass(batch, training=training)
+            inputs, labels = batch
+            return forward_pass((inputs, match_rank(labels, rank)), training=training)
 
-        if preprocessing:
-            model.forward_pass = refreshed_forward_pass
-        return randomness.draw_from_examples(model, experiment.seed)
+        model.forward_pass = prepared_forward_pass
+        return randomness.draw_from_examples(comparison.compare_by_element(model), experiment.seed)
 
     return model_fn
 
@@ -142,7 +143,9 @@ def check_model(experiment: Experiment) -> list[str]:
       SettingsError: If it can't be built in TFF's graph, or can't be trained here.
     """
     with tf.Graph().as_default():
-        layers = _build_in_graph(experiment)._flatten_layers()
+        model = _build_in_graph(experiment)
+        layers = model._flatten_layers()
+        _check_trained_as_said(experiment, model)
     if any(isinstance(layer, tf.keras.layers.BatchNormalization) for layer in layers):
         return [
             "The moving averages of batch normalization stay at their initial values, which tests use: clients do not send "
@@ -154,7 +157,8 @@ def check_model(experiment: Experiment) -> list[str]:
 def _build_in_graph(experiment: Experiment) -> tf.keras.Model:
     name = f"{type(experiment).__name__}.build_model()"
     try:
-        model = experiment.build_model()
+        with comparison.by_element():
+            model = experiment.build_model()
     except Exception as error:  # Whatever Keras and the task's own code raise there.
         why = str(error).strip().split("\n")[0].rstrip(".")
         raise SettingsError(
@@ -169,6 +173,32 @@ def _build_in_graph(experiment: Experiment) -> tf.keras.Model:
             f"Expected {name} to return a model of one output, which loss and metrics are of; found {outputs}. Concatenate them."
         )
     return model
+
+
+def _output_rank(model: tf.keras.Model, data: FederatedDataset) -> int:
+    """Returns how many dimensions a batch of the model's predictions has."""
+    output = getattr(model, "output", None)
+    if output is None:  # Subclassed models have none before they are called.
+        inputs, _ = data.element_spec
+        output = tf.function(lambda x: model(x, training=False)).get_concrete_function(inputs).structured_outputs
+    return tf.nest.flatten(output)[0].shape.rank
+
+
+def _check_trained_as_said(experiment: Experiment, model: tf.keras.Model) -> None:
+    """Raises `SettingsError` for what Keras would do with the model, and TFF's training leaves out in silence."""
+    constrained = [x.name for x in model.trainable_variables if getattr(x, "constraint", None) is not None]
+    masked = getattr(getattr(model, "output", None), "_keras_mask", None) is not None
+    active = [layer.name for layer in model._flatten_layers() if getattr(layer, "activity_regularizer", None) is not None]
+    for found, which, instead in (
+        (constrained, f"constraints on {', '.join(constrained)}", "Use a regularizer, or normalize the weights in a layer."),
+        (masked, "an output with a mask, as mask_zero=True makes it", "Leave out padding in the loss, by its ignore_class."),
+        (active, f"an activity regularizer in {', '.join(active)}", "Regularize the weights, or add the term to the loss."),
+    ):
+        if found:
+            raise SettingsError(
+                f"Expected {type(experiment).__name__}.build_model() to return a model that TFF trains as Keras does; found "
+                f"{which}, which TFF leaves out. {instead}"
+            )
 
 
 def build_server_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:
@@ -189,6 +219,7 @@ def read_by_client_id(
 
     @tff.tensorflow.computation(np.str_, np.int64)
     def client_dataset(client, seed):
-        return data.client_dataset(client, seed).with_options(_AS_WRITTEN)
+        with comparison.by_element():
+            return data.client_dataset(client, seed).with_options(_AS_WRITTEN)
 
     return tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, process)

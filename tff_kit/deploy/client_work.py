@@ -15,6 +15,8 @@ import tensorflow as tf
 from tff_kit.datasets import FederatedDataset
 from tff_kit.deploy.optimizers import build_client_optimizer
 from tff_kit.experiment import Experiment
+from tff_kit.metrics import build_metrics as build_keras_metrics
+from tff_kit.metrics import match_rank
 
 # A client's dataset is small, and made anew in each round: to optimize it takes TensorFlow longer than that saves.
 _AS_WRITTEN = tf.data.Options()
@@ -100,6 +102,7 @@ class ClientWork:
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             predictions = self._predict(inputs)
+            labels = match_rank(labels, predictions.shape.rank)
             batch_loss = self._loss(labels, predictions)
             loss = tf.add_n([batch_loss, *self.model.losses])
         gradients = tape.gradient(loss, variables)
@@ -116,7 +119,7 @@ class ClientWork:
 
 def build_metrics(experiment: Experiment) -> list[tf.keras.metrics.Metric]:
     """Returns new metrics as a client measures them: the task's, and last the mean loss."""
-    return [*(metric.build() for metric in experiment.metrics()), tf.keras.metrics.Mean("loss")]
+    return [*build_keras_metrics(experiment.metrics()), tf.keras.metrics.Mean("loss")]
 
 
 def model_variables(model: tf.keras.Model) -> list[tf.Variable]:

@@ -17,7 +17,7 @@ from tff_kit.deploy.aggregation import Averaging, Received, Sent, State
 from tff_kit.encoders import PayloadError
 from tff_kit.experiment import Experiment, SettingsError
 from tff_kit.training import logs, memory, participation, report, runs
-from tff_kit.training.evaluation import compiled, evaluate_model
+from tff_kit.training.evaluation import check_measures, compiled, evaluate_model
 
 _POLL_SECONDS = 0.2
 _GREET_SECONDS = 30.0  # Until a node that could not take part is asked again.
@@ -88,6 +88,7 @@ def train(
     check_deployable(experiment)
     console = console or Console()
     data = experiment.load_data()
+    check_measures(experiment, data)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance))

@@ -15,6 +15,7 @@ from rich.console import Console
 from tensorboard.plugins.hparams import api as hp
 
 from tff_kit.experiment import CentralizedTraining
+from tff_kit.metrics import keras_names
 from tff_kit.training import logs, report, runs
 from tff_kit.training.evaluation import compiled, evaluate_model
 
@@ -48,7 +49,7 @@ def train(
     data = training.load_data()
     path = runs.run_path(logdir, resume, training.task, f"seed{training.seed}")
     metric = training.metrics()[0]
-    measure, better = f"val_{metric.build().name}", "max" if metric.higher_is_better else "min"
+    measure, better = f"val_{keras_names(training.metrics())[metric.name]}", "max" if metric.higher_is_better else "min"
     model = _start_model(training)
     with runs.open_run(path, training, resume, overwrite) as run, runs.told(run):
         run.write_settings(training, data.name, data.notes)

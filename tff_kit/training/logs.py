@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import api as hp
 
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment, Training
-from tff_kit.metrics import Metric
+from tff_kit.metrics import Metric, keras_names
 from tff_kit.training import runs
 
 _MEBIBYTE = 8 * 2**20  # In bits.
@@ -59,7 +59,7 @@ class Logs:
     def __init__(self, run: runs.RunDirectory, experiment: Experiment, data: FederatedDataset, more: Sequence[str] = ()):
         self._run = run
         self._metrics = experiment.metrics()
-        self._keras_names = {metric.name: metric.build().name for metric in self._metrics}
+        self._keras_names = keras_names(self._metrics)
         self._columns = columns(self._metrics, more)
         self._rows = run.read_metrics() if run.metrics.exists() else []
         # Curves and hyperparameters are in one file: TensorBoard follows only the last file of a run.

@@ -14,6 +14,7 @@ from rich.table import Table
 from tff_kit.datasets import FederatedDataset
 from tff_kit.encoders.size import format_size
 from tff_kit.experiment import Experiment, Training
+from tff_kit.metrics import keras_names
 from tff_kit.training import runs
 
 _LONG_TABLE = 30
@@ -68,7 +69,7 @@ class EpochProgress(_WithBar, tf.keras.callbacks.Callback):
         self._bar = _progress_bar(console)
         self._console = console
         self._epochs = epochs
-        self._keras_names = {"loss": "loss", **{metric.name: metric.build().name for metric in training.metrics()}}
+        self._keras_names = {"loss": "loss", **keras_names(training.metrics())}
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the epoch's bar."""

@@ -23,10 +23,12 @@ from rich.console import Console
 
 from tff_kit.algorithm import assembly, privacy
 from tff_kit.datasets import FederatedDataset
-from tff_kit.experiment import Experiment
+from tff_kit.errors import UserError
+from tff_kit.experiment import Experiment, SettingsError
+from tff_kit.metrics import keras_names
 from tff_kit.runtime import cluster, sizing
 from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs
-from tff_kit.training.evaluation import compiled, evaluate_model
+from tff_kit.training.evaluation import check_measures, compiled, evaluate_model
 
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
 
@@ -65,6 +67,7 @@ def train(
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
     notes = assembly.check_model(experiment)
+    check_measures(experiment, data)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
         run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
@@ -79,6 +82,20 @@ def train(
             stack.enter_context(tff.framework.get_context_stack().install(context))
             _Training(experiment, data, run, sizes, accountant, console).run()
     return run
+
+
+@contextlib.contextmanager
+def _traced(experiment: Experiment) -> Iterator[None]:
+    """Makes a `SettingsError` of what a task's own code, or Keras, raises in TFF's graph."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"Expected model, loss, metrics and data of {type(experiment).__name__} to work in a TensorFlow graph, where TFF "
+            f"trains; found {type(error).__name__}: {runs.first_line(error)}."
+        ) from error
 
 
 class _Training:
@@ -97,13 +114,14 @@ class _Training:
         self._experiment, self._data, self._run, self._sizes, self._console = experiment, data, run, sizes, console
         self._accountant = accountant
         self._initial = initial.InitialWeights(experiment, data, run)
-        self._process = assembly.build_process(experiment, data, self._initial.weights)
+        with _traced(experiment):
+            self._process = assembly.build_process(experiment, data, self._initial.weights)
         # After the process: while Keras builds models in TFF's graphs it turns its classes into those of TensorFlow 1.
         self._model = compiled(experiment.build_model(), experiment)
         if self._initial.weights is not None:
             report.print_note(console, self._initial.describe())
             self._initial.weights.assign_weights_to(self._model)
-        self._metrics = [(metric.name, metric.build().name) for metric in experiment.metrics()]
+        self._metrics = keras_names(experiment.metrics()).items()
         self._checkpoints = checkpoints.Checkpoints(run.checkpoints, prefix="round_", kept=_KEPT_CHECKPOINTS)
         self._logs = logs.Logs(run, experiment, data)
 
