@@ -54,6 +54,7 @@ _BENCHMARKS = (
     _Benchmark("peers", ("speed/peers",), ("--emnist", "{emnist}", "--kws", "{store_1s}", "--rounds", "10"), quick={}),
     _Benchmark("faults", ("cluster/faults",), quick={}),
     _Benchmark("wire_bytes", ("deploy/wire_sizes", "deploy/wire_encoders"), quick={}),
+    _Benchmark("real_faults", ("deploy/faults",), quick={}),
     _Benchmark("many_clients", ("cluster/many_clients",), ("--data", "{emnist}", "--halves"), quick={}),
     _Benchmark("emnist_accuracy", ("emnist/accuracy",), ("--data", "{emnist}"), quick={}),
     _Benchmark("bits_to_accuracy", ("emnist/bits",), ("emnist", "--data", "{emnist}"), quick={"task": "emnist"}),

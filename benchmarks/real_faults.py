@@ -41,14 +41,17 @@ _FAULTS = {
 }
 
 
-def main(rounds: int = 100, every: int = 5, clients: int = 3) -> None:
+def main(rounds: int = 100, every: int = 5, clients: int = 3, quick: bool = False) -> None:
     """Measures and writes results/deploy/faults.csv.
 
     Args:
         rounds: How many.
         every: Rounds between faults.
         clients: Who take part in every round.
+        quick: Try three rounds with one fault, into logs/results-quick/.
     """
+    if quick:
+        rounds, every, clients = 3, 2, 1
     with tempfile.TemporaryDirectory() as folder:
         names = [f"form{i:02d}" for i in range(clients)]
         deployed = deployment.Deployment(pathlib.Path(folder), names, "digits", deployment.free_address())
@@ -75,7 +78,7 @@ def main(rounds: int = 100, every: int = 5, clients: int = 3) -> None:
         seeds="0, of which client fails when",
         spread="none: one run",
     )
-    results.write("deploy/faults", [row], source)
+    results.write("deploy/faults", [row], source, quick)
 
 
 def _train(deployed: deployment.Deployment, rounds: int, every: int) -> tuple[collections.Counter, int]:

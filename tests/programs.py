@@ -10,13 +10,18 @@ import subprocess
 import sys
 import time
 
+AS_THEY_ARE = """
+from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
+
+graph_optimizations.optimize_graph_spec = lambda graph, config: graph
+"""
+"""Code that does for a program what the fixture `graphs_as_they_are` does for tests, so that both are equal to the bit."""
+
 # The parent of all programs. It runs one at a time, and ends when nobody can ask for another.
 _PARENT = """
 import os, socket, struct, sys
 import tensorflow_federated, tff_kit.tasks.emnist  # Not tff_kit.runtime, whose context has a thread, which is lost in a fork.
-from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
 
-graph_optimizations.optimize_graph_spec = lambda graph, config: graph  # As conftest.py has it for tests: equal to the bit.
 connection = socket.socket(fileno=int(sys.argv[1]))
 while True:
     code, pipes, _, _ = socket.recv_fds(connection, 2**16, 3)
@@ -42,7 +47,7 @@ class Parent:
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PARENT, str(theirs.fileno())],
+                [sys.executable, "-c", AS_THEY_ARE + _PARENT, str(theirs.fileno())],
                 cwd=folder,
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},  # As the command line has it.
                 stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ import sys
 import psutil
 import pytest
 from conftest import ROOT, wait_until
+from programs import AS_THEY_ARE
 
 from tff_kit import __main__ as command_line
 from tff_kit.tasks.keywords import embed, speech_commands, whisper
@@ -73,7 +74,7 @@ class Network:
         self._where = ["--workers", ",".join(self.addresses), "--credential", str(credential), "--worker-timeout", "3"]
         self._said = folder / "said"
         with open(self._said, "w") as said:
-            command = self.driver.inside(sys.executable, "-c", _TRAININGS)
+            command = self.driver.inside(sys.executable, "-c", AS_THEY_ARE + _TRAININGS)
             self._trainings = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
 
     def start_training(self, *arguments):
