@@ -16,7 +16,7 @@ from tff_kit.deploy import checkpoints, messages
 from tff_kit.deploy.aggregation import Averaging, Received, Sent, State
 from tff_kit.encoders import PayloadError
 from tff_kit.experiment import Experiment, SettingsError
-from tff_kit.training import logs, memory, participation, report, runs
+from tff_kit.training import logs, memory, participation, report, runs, sources
 from tff_kit.training.evaluation import compiled, evaluate_model
 
 _POLL_SECONDS = 0.2
@@ -89,8 +89,9 @@ def train(
     console = console or Console()
     data = experiment.load_data()
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
-        run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance))
+    learned_from = {"loss": sources.describe_loss(experiment.build_loss())}  # Clients come and go.
+    with runs.open_run(path, experiment, resume, overwrite, learned_from) as run, runs.told(run):
+        run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance), sources=learned_from)
         console.print(
             f"Training {experiment.task}, {experiment.clients} clients a round, broadcast {experiment.broadcast}, mean "
             f"{experiment.mean}, with real clients; tested on {data.name}; into {run.path}",
@@ -240,6 +241,8 @@ class _Training:
         found = checkpoints.load_last(self._run.checkpoints, state, spent)
         if found is None:
             self._logs.clear()
+        else:
+            self._logs.go_on_after(found[1])
         state, done, spent = found or (state, 0, spent)
         if self._wire:
             self._wire_start = [spent[name] - carried for name, carried in zip(logs.WIRE, self._wire())]

@@ -25,7 +25,7 @@ from tff_kit.algorithm import assembly, privacy
 from tff_kit.datasets import FederatedDataset
 from tff_kit.experiment import Experiment
 from tff_kit.runtime import cluster, sizing
-from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs
+from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs, sources
 from tff_kit.training.evaluation import compiled, evaluate_model
 
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
@@ -66,8 +66,9 @@ def train(
     sampled = experiment.clients_per_round(data)
     notes = assembly.check_model(experiment)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
-        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
+    learned_from = {"clients": sources.describe_clients(data), "loss": sources.describe_loss(experiment.build_loss())}
+    with runs.open_run(path, experiment, resume, overwrite, learned_from) as run, runs.told(run):
+        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines), sources=learned_from)
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
         accountant = assembly.build_accountant(experiment, data)
@@ -133,6 +134,7 @@ class _Training:
             self._logs.clear()
             return state, 0, spent
         round_num, (*leaves, spent) = found
+        self._logs.go_on_after(round_num)
         self._initial.go_on_after(round_num)
         return tf.nest.pack_sequence_as(state, leaves), round_num, spent
 
