@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit.datasets import FederatedDataset
+from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.experiment import SettingsError
 from tff_kit.tasks import emnist
 from tff_kit.training import checkpoints, commands, runs, settings
@@ -137,6 +137,22 @@ def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_
     printed = capsys.readouterr().out
     assert (f"{empty} client{'s' if empty > 1 else ''} left out: no examples" in printed) == bool(empty)
     assert (f"{infinite} client{'s' if infinite > 1 else ''} left out: update not finite" in printed) == bool(infinite)
+
+
+def test_own_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    class Unbatched(Task):
+        def load_data(self):
+            data = super().load_data()
+            return dataclasses.replace(data, client_dataset=lambda client, seed: data.client_dataset(client, seed).unbatch())
+
+    class Untested(Task):
+        def load_data(self):
+            return dataclasses.replace(super().load_data(), test=super().load_data().test.take(0))
+
+    for experiment, message in ((Unbatched(), "Add batch"), (Untested(), "Expected examples in the held-out test of mine")):
+        with pytest.raises(DataError, match=message):
+            tff_kit.train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any, Optional, Protocol, Union
 
 from rich.console import Console
 
-from tff_kit.datasets import FederatedDataset
+from tff_kit.datasets import FederatedDataset, batches
 from tff_kit.deploy import checkpoints, messages
 from tff_kit.deploy.aggregation import Averaging, Received, Sent, State
 from tff_kit.encoders import PayloadError
@@ -88,6 +88,7 @@ def train(
     check_deployable(experiment)
     console = console or Console()
     data = experiment.load_data()
+    batches.check_held_out(data)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
     learned_from = {"loss": sources.describe_loss(experiment.build_loss())}  # Clients come and go.
     with runs.open_run(path, experiment, resume, overwrite, learned_from) as run, runs.told(run):

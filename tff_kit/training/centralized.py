@@ -14,6 +14,7 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.plugins.hparams import api as hp
 
+from tff_kit.datasets import batches
 from tff_kit.experiment import CentralizedTraining
 from tff_kit.training import logs, report, runs, sources
 from tff_kit.training.evaluation import compiled, evaluate_model
@@ -46,6 +47,7 @@ def train(
     """
     console = console or Console()
     data = training.load_data()
+    batches.check_held_out(data)
     path = runs.run_path(logdir, resume, training.task, f"seed{training.seed}")
     metric = training.metrics()[0]
     measure, better = f"val_{metric.build().name}", "max" if metric.higher_is_better else "min"
