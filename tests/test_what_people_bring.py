@@ -266,6 +266,33 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(one_
         tff_kit.train(Task(rounds=4, eval_every=1), tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
+def test_a_run_does_not_go_on_from_other_clients_or_without_the_rows_of_its_rounds(one_worker, tmp_path, capsys):
+    class Renamed(Task):
+        def load_data(self):
+            data = super().load_data()
+            return dataclasses.replace(data, client_ids=data.client_ids[::-1])
+
+    class OfAnotherLoss(Task):
+        def build_loss(self):
+            return K.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    run = tff_kit.train(Task(rounds=2, eval_every=1), tmp_path / "run")
+    header, first, second = run.metrics.read_text().splitlines(keepends=True)
+    capsys.readouterr()
+    for other, name in ((Renamed, "clients"), (OfAnotherLoss, "loss")):
+        with pytest.raises(runs.RunError, match=f"Expected the {name} of the run"):
+            tff_kit.train(other(rounds=3, eval_every=1), run.path, resume=True)
+    for damaged in (header + first + second[:20], header + second, None):
+        run.metrics.unlink() if damaged is None else run.metrics.write_text(damaged)
+        with pytest.raises(runs.RunError, match="Mend the file, or train in a new --logdir"):
+            tff_kit.train(Task(rounds=3, eval_every=1), run.path, resume=True)
+    assert "round   3" not in capsys.readouterr().out
+    run.metrics.write_text("\ufeff" + header + first + second)
+    tff_kit.train(Task(rounds=3, eval_every=1), run.path, resume=True)
+    assert [row["round"] for row in run.read_metrics()] == [1, 2, 3]
+
+
 class Colour(enum.Enum):
     """A setting."""
 

@@ -26,6 +26,7 @@ def check_clients(data: FederatedDataset) -> None:
             batches = data.client_dataset(client, seed)
             if isinstance(batches, tf.data.Dataset):
                 batches.with_options(tf.data.Options())  # Refuses a dataset that was made outside of the graph.
+            made = graph.as_graph_def()
         except UserError:
             raise
         except Exception as error:  # Whatever TensorFlow and the user's own code raise there.
@@ -34,7 +35,6 @@ def check_clients(data: FederatedDataset) -> None:
                 f"{type(error).__name__}: {_first_line(error)}. Make the dataset inside of it, or use tff_kit.from_arrays."
             ) from error
         _check_pairs(what, batches)
-        made = graph.as_graph_def()
     operations = {node.op for node in made.node}.union(node.op for of in made.library.function for node in of.node_def)
     if operations & _PYTHON:
         raise DataError(

@@ -2,7 +2,7 @@
 
 | file | content |
 |---|---|
-| `settings.json` | the experiment's settings, the data's name, versions |
+| `settings.json` | the experiment's settings, the data's name, a digest of the clients, the loss, versions |
 | `metrics.csv` | a row for each round |
 | `events.*` | TensorBoard's curves |
 | `checkpoints/` | the last states of the training, to resume from |
