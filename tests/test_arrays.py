@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tff_kit import datasets
+from tff_kit.datasets import batches
 
 X, Y = np.arange(24).reshape(12, 2), np.arange(12)
 CLIENTS = {"a": (X[:5], Y[:5]), "b": (X[5:6], Y[5:6]), "c": (X[6:9] / 2, Y[6:9])}
@@ -135,3 +136,80 @@ def test_strings_are_no_labels():
 def test_ids_of_any_dataset_are_different_strings(ids, message):
     with pytest.raises(datasets.DataError, match=message):
         datasets.FederatedDataset("numbers", ids, None, None)
+
+
+SLICES = tf.data.Dataset.from_tensor_slices
+MADE_BEFORE = SLICES((X, Y)).batch(4)
+PAIR = (tf.TensorSpec([2], tf.int64), tf.TensorSpec([], tf.int64))
+
+
+def _pass_through(x, y):
+    return tf.numpy_function(lambda z: z, [x], tf.int64), y
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SLICES((X, Y, Y)).batch(4), r"Expected batches of \(inputs, labels\) in .* found a tuple of 3"),
+        (lambda: SLICES(X).batch(4), "found one of type TensorSpec"),
+        (lambda: SLICES({"x": X, "y": Y}).batch(4), "found one of type dict"),
+        (lambda: SLICES((X, Y)), r"Expected batches in .* found shapes \(2,\) and \(\)\. Add batch"),
+        (lambda: SLICES(({"a": X, "b": Y}, Y)), r"found shapes \(2,\) and \(\) and \(\)"),
+        (lambda: SLICES((np.ones([4, 8]), np.ones([4, 3]))), r"found shapes \(8,\) and \(3,\)"),
+        (lambda: (X, Y), "to be a tf.data.Dataset, found one of type tuple"),
+    ],
+)
+def test_batches_that_are_no_pairs_or_no_batches_are_refused(make, message):
+    with pytest.raises(datasets.DataError, match=message) as refused:
+        batches.check_clients(datasets.FederatedDataset("numbers", ("a",), lambda client, seed: make(), None))
+    assert "client_dataset of numbers" in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(datasets.DataError, match=message) as refused:
+        batches.check_held_out(datasets.FederatedDataset("numbers", ("a",), None, make()))
+    assert "the held-out test of numbers" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("client_dataset", "message"),
+    [
+        (
+            lambda client, seed: tf.data.Dataset.from_generator(lambda: iter([]), output_signature=PAIR).batch(2),
+            "found Python code",
+        ),
+        (lambda client, seed: SLICES((X, Y)).map(_pass_through).batch(2), "found Python code"),
+        (lambda client, seed: MADE_BEFORE, "make its dataset anew .* found ValueError: Encountered an Eager-defined Tensor"),
+        (
+            lambda client, seed: SLICES(CLIENTS[client.numpy().decode()]).batch(2),
+            "found AttributeError: .* object has no attribute 'numpy'",
+        ),
+        (lambda client: SLICES((X, Y)).batch(2), "found TypeError: .* takes 1 positional argument"),
+        (None, "found TypeError: 'NoneType' object is not callable"),
+    ],
+)
+def test_what_a_worker_can_not_run_is_refused(client_dataset, message):
+    with pytest.raises(datasets.DataError, match=f"Expected client_dataset of numbers to .*{message}") as refused:
+        batches.check_clients(datasets.FederatedDataset("numbers", ("a",), client_dataset, None))
+    assert "\n" not in str(refused.value) and "tff_kit.from_arrays" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (SLICES((X[:0], Y[:0])).batch(4), "found none. Hold some out"),
+        (SLICES((X, Y)).filter(lambda x, y: y > 100).batch(4), "found none. Hold some out"),
+        (tf.data.Dataset.from_tensors((X[:0], Y[:0])), "found none. Hold some out"),
+        (tf.data.TextLineDataset("missing").batch(4).map(lambda x: (x, x)), "can be read, found: missing; No such file"),
+        (None, "to be a tf.data.Dataset, found one of type NoneType"),
+    ],
+)
+def test_a_test_without_examples_is_refused(test, message):
+    with pytest.raises(datasets.DataError, match=f"the held-out test of numbers.*{message}"):
+        batches.check_held_out(datasets.FederatedDataset("numbers", ("a",), None, test))
+
+
+@pytest.mark.parametrize("clients", [CLIENTS, {"a": ({"x": X, "words": WORDS}, (Y, Y / 2))}])
+def test_pairs_in_batches_are_taken_from_arrays_and_from_python_where_it_can_run(clients):
+    data = datasets.from_arrays("numbers", clients, next(iter(clients.values())))
+    batches.check_clients(data)
+    batches.check_held_out(data)
+    rows = tf.data.Dataset.from_generator(lambda: iter([(X[0], 1)]), output_signature=PAIR).batch(2, drop_remainder=False)
+    batches.check_held_out(datasets.FederatedDataset("numbers", ("a",), None, rows))  # Tested where it was made.

@@ -154,6 +154,15 @@ def test_stopped_run_goes_on_to_the_same_weights(tmp_path, answers):
     assert parts.read_metrics()[-1]["aggregate_bits"] == whole.read_metrics()[-1]["aggregate_bits"]
 
 
+def test_run_without_the_rows_of_its_rounds_does_not_go_on(tmp_path, answers):
+    run = deploy(tmp_path, answers)
+    header, first, second = run.metrics.read_text().splitlines(keepends=True)
+    for damaged in (header + second, header + first + second[:20], ""):
+        run.metrics.write_text(damaged)
+        with pytest.raises(runs.RunError, match="Mend the file, or train in a new --logdir"):
+            deploy(tmp_path, answers, resume=True, rounds=3)
+
+
 def cut(answer):
     return answer[:-3]
 

@@ -1,7 +1,12 @@
 """Settings: groups, defaults of subclasses, what follows from a loss; who takes part in a round."""
 
 import dataclasses
+import decimal
+import math
+import pathlib
+from typing import Optional
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -46,6 +51,80 @@ def test_a_bad_default_is_refused_as_a_bad_value_is():
 
     with pytest.raises(SettingsError, match="Expected --client-lr to be more than 0, found -1.0"):
         Wrong()
+
+
+_RATE = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+_BY_TYPE = {
+    "bool": ("False", 0, 1.0, None, np.array(True)),
+    "int": (1.5, 2.0, "2", None, True, math.nan, 2**63, 10**400, np.uint64(2**63), np.float32(2), np.array([1])),
+    "float": ("0.1", None, True, math.inf, -math.inf, math.nan, 1e300, 1e-300, 10**400, np.float32("nan"), 1j, _RATE, lambda: 1),
+    "str": (None, 8, b"identity", ["identity"], np.array("identity")),
+    "ClientOptimizer": (None, 1, ["sgd"], tf.keras.optimizers.SGD, "SGD"),
+}
+_BY_TYPE["ServerOptimizer"] = _BY_TYPE["ClientOptimizer"]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Experiment), ids=lambda field: field.name)
+def test_a_value_of_another_type_is_refused_by_every_setting(field):
+    for value in _BY_TYPE[field.type]:
+        with pytest.raises(SettingsError) as refused:
+            Experiment(**{field.name: value})
+        (line,) = str(refused.value).split("\n")
+        assert line.startswith(f"Expected --{field.name.replace('_', '-')} to be ")
+        assert f" of type {type(value).__name__}. Give it such a value, as in {field.name}=" in line
+        assert len(line) < 250
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (lambda: tff_kit.Emnist(only_digits="False"), "only-digits"),
+        (lambda: tff_kit.Emnist(filters=2.5), "filters"),
+        (lambda: tff_kit.KeywordSpotting(window="2s"), "window"),
+        (lambda: tff_kit.CentralizedKeywordSpotting(epochs=1.5), "epochs"),
+        (lambda: tff_kit.CentralizedKeywordSpotting(learning_rate=math.inf), "learning-rate"),
+        (lambda: tff_kit.CentralizedKeywordSpotting(checkpoint=3), "checkpoint"),
+        (lambda: Undecorated(batch_size=2**31), "batch-size"),
+        (lambda: dataclasses.replace(Decorated(), rounds="2"), "rounds"),
+    ],
+)
+def test_so_it_is_by_those_of_tasks_and_of_subclasses(settings, name):
+    with pytest.raises(SettingsError, match=f"^Expected --{name} to be "):
+        settings()
+
+
+def test_numbers_of_numpy_whole_numbers_and_paths_become_what_is_declared():
+    taken = Experiment(
+        rounds=np.uint8(200),
+        client_lr=np.float32(0.5),
+        server_lr=2,
+        weighted=np.bool_(False),
+        data=pathlib.Path("a/b"),
+        deadline=10**9,
+    )
+    assert (taken.rounds, taken.client_lr, taken.server_lr, taken.weighted, taken.data) == (200, 0.5, 2, False, "a/b")
+    types = [type(getattr(taken, name)) for name in ("rounds", "client_lr", "server_lr", "weighted", "data")]
+    assert types == [int, float, float, bool, str]
+    assert Experiment(seed=2**32 - 1, threshold=2**62, dropout=0).threshold == 2**62
+    assert tff_kit.CentralizedKeywordSpotting(checkpoint=pathlib.Path("x")).checkpoint == "x"
+
+
+def test_a_users_own_settings_have_any_type():
+    class Inside:
+        pass
+
+    class Own(Experiment):
+        folder: pathlib.Path = pathlib.Path("a")
+        other: Optional[float] = None
+        price: decimal.Decimal = decimal.Decimal(1)
+        horizon: float = math.inf
+        late: int = None
+        unknown: "Inside" = None
+        data: pathlib.Path = pathlib.Path("b")
+
+    assert Own(unknown=Inside(), horizon=1e300, data=pathlib.Path("c")).horizon == 1e300
+    with pytest.raises(SettingsError, match="--rounds"):
+        Own(rounds=1.5)
 
 
 def test_every_setting_belongs_to_one_group_and_plain_resets_what_is_encoded_or_private():

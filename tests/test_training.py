@@ -2,9 +2,11 @@
 
 import asyncio
 import csv
+import errno
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import signal
 import sqlite3
@@ -20,8 +22,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tff_kit
 from tff_kit import __main__ as command_line
+from tff_kit import datasets
 from tff_kit.tasks.keywords import embed
-from tff_kit.training import logs, runs
+from tff_kit.training import logs, runs, sources
 
 SMALL = ("--data", "digits", "--clients", "3", "--broadcast", "uniform:8", "--mean", "tensor_encoding:8", "--client-lr", "0.1")
 REQUIRED = ["round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "broadcast_bits", "aggregate_bits", "seconds"]
@@ -337,3 +340,141 @@ def test_keyword_spotting_without_embeddings_says_how_to_get_them(tmp_path, monk
     assert command_line.main(["train", "kws"]) == 2
     assert "Expected a store of embeddings in embeddings, found none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+ROWS = "round,train_loss,broadcast_bits,seconds\n1,2.5,8,0.5\n2,,16,0.25\n3,nan,24,1\n"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return runs.RunDirectory(tmp_path)
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_metrics_are_read_as_numbers_with_a_mark_in_front_or_without(directory, before, end):
+    directory.metrics.write_bytes((before + ROWS.replace("\n", end)).encode())
+    first, second, third = directory.read_metrics()
+    assert first == {"round": 1, "train_loss": 2.5, "broadcast_bits": 8, "seconds": 0.5}
+    assert second["train_loss"] is None and np.isnan(third["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda text: text[:-8], "2 instead of 4 cells in row 3"),
+        (lambda text: text[:-1], "no end of its last line"),
+        (lambda text: text.replace("16", "16,4"), "5 instead of 4 cells in row 2"),
+        (lambda text: text.replace("16", ""), "'' as broadcast_bits in row 2"),
+        (lambda text: text.replace("\n2,", "\n2.5,"), "'2.5' as round in row 2"),
+        (lambda text: text.replace("0.25", "0.2x"), "'0.2x' as seconds in row 2"),
+        (lambda text: text.replace("0.25", "9" * 10_000 + "x"), r"'9+\.\.\.9+x' as seconds in row 2"),
+        (lambda text: text.replace("seconds", "round"), "the column round twice"),
+        (lambda text: "", "no names of its columns in the first line"),
+        (lambda text: text.split("\n", 1)[1], "no names of its columns in the first line"),
+        (lambda text: "x" * 100_000, "no names of its columns in the first line"),
+        (lambda text: "\0" * 1000, "no "),
+        (lambda text: "round\n" + "1" * 200_000, "no table: field larger than field limit"),
+        (lambda text: b"\xff\xfe" + bytes(50), "bytes that are no text"),
+        (lambda text: None, "No such file or directory"),
+    ],
+)
+def test_damaged_metrics_are_refused_with_a_short_sentence(directory, damage, found):
+    content = damage(ROWS)
+    if content is not None:
+        directory.metrics.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(runs.RunError, match=found) as refused:
+        directory.read_metrics()
+    (line,) = str(refused.value).split("\n")
+    assert line.startswith(f"Expected a run with its metrics.csv in {directory.path}, found ") and len(line) < 300
+    assert line.endswith("Mend the file, or train in a new --logdir.")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([1, 2, 3], None),
+        ([], "Expected round 1 in row 1 of .*metrics.csv, to go on after round 3, found none in row 1"),
+        ([1, 2], "Expected round 3 in row 3 .* found none"),
+        ([1, 3], "Expected round 2 in row 2 .* found 3 there"),
+        ([1, 2, 2, 3], "Expected round 3 in row 3 .* found 2 there"),
+        ([2, 1, 3], "Expected round 1 in row 1 .* found 2 there"),
+        ([0, 1, 2, 3], "Expected round 1 in row 1 .* found 0 there"),
+    ],
+)
+def test_a_run_goes_on_only_after_rounds_that_are_there_once_each(directory, found, message):
+    experiment = tff_kit.Emnist(data="digits")
+    cells = dict.fromkeys(logs.columns(experiment.metrics()), "1")
+    lines = [
+        ",".join({**cells, "round": str(number)}.values()) for number in [*found, 4]
+    ]  # The last of an unfinished checkpoint.
+    directory.metrics.write_text("\n".join([",".join(cells), *lines, ""]))
+    written = logs.Logs(directory, experiment, experiment.load_data())
+    if message is None:
+        written.go_on_after(3)
+        written.write({**dict.fromkeys(cells, 1), "round": 4})
+        assert [row["round"] for row in directory.read_metrics()] == [1, 2, 3, 4]
+    else:
+        with pytest.raises(runs.RunError, match=message):
+            written.go_on_after(3)
+
+
+def test_a_run_does_not_go_on_with_metrics_that_lack_a_column_or_are_damaged(directory):
+    experiment = tff_kit.Emnist(data="digits")
+    directory.metrics.write_text(ROWS)
+    with pytest.raises(runs.RunError, match=r"Expected a column train_accuracy in .*metrics\.csv, found none"):
+        logs.Logs(directory, experiment, experiment.load_data())
+    directory.write_settings(experiment, "", ())
+    directory.metrics.write_text(ROWS[:-8])
+    with pytest.raises(runs.RunError, match="cells in row 3"), runs.open_run(directory.path, experiment, True, False):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300])
+def test_a_folder_that_can_not_be_made_is_refused_with_a_sentence(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert _train(*SMALL, "--logdir", tmp_path / name) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith(f"error: Expected a folder for the run's files that can be made, found {tmp_path / name}: ")
+
+
+def test_a_folder_on_a_disk_that_can_only_be_read_is_refused_with_a_sentence(tmp_path, monkeypatch):
+    def mkdir(path, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pathlib.Path, "mkdir", mkdir)
+    with pytest.raises(runs.RunError, match="found logs/.*: Read-only file system. Use another --logdir"):
+        runs.run_path(None, False, "mine")
+    experiment = tff_kit.Emnist()
+    refused = pytest.raises(runs.RunError, match="found .*run: Read-only file system. Use another --logdir")
+    with refused, runs.open_run(tmp_path / "run", experiment, False, False):
+        pass
+
+
+def test_a_run_goes_on_with_its_clients_and_its_loss_only(directory):
+    experiment, losses = tff_kit.Emnist(data="digits"), tf.keras.losses
+    described = [
+        sources.describe_loss(loss)
+        for loss in (losses.Huber(), losses.Huber(2.0), losses.MeanSquaredError(), lambda y, z: 0, losses.mean_squared_error)
+    ]
+    assert len(set(described)) == 5
+    assert (
+        described[0]
+        == sources.describe_loss(losses.Huber(np.float64(1.0)))
+        == "Huber(delta=1.0, name='huber_loss', reduction='auto')"
+    )
+    ids = [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]
+    clients = [sources.describe_clients(datasets.FederatedDataset("", of, None, None)) for of in ids]
+    assert len(set(clients)) == 4
+    then = {"clients": clients[0], "loss": described[0]}
+    directory.write_settings(experiment, "", (), sources=then)
+    with runs.open_run(directory.path, experiment, True, False, then):
+        pass
+    for name, now in (("clients", clients[1]), ("loss", described[1])):
+        refused = pytest.raises(runs.RunError, match=f"Expected the {name} of the run in .* to resume it, found others: ")
+        with refused, runs.open_run(directory.path, experiment, True, False, {**then, name: now}):
+            pass
+    directory.write_settings(experiment, "", ())  # As earlier versions did.
+    with runs.open_run(directory.path, experiment, True, False, then):
+        pass

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tff_kit
 from tff_kit import __main__ as command_line
-from tff_kit.datasets import FederatedDataset
+from tff_kit.datasets import DataError, FederatedDataset
 from tff_kit.experiment import SettingsError
 from tff_kit.tasks import emnist
 from tff_kit.training import checkpoints, commands, runs, settings
@@ -139,6 +139,22 @@ def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_
     assert (f"{infinite} client{'s' if infinite > 1 else ''} left out: update not finite" in printed) == bool(infinite)
 
 
+def test_own_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    class Unbatched(Task):
+        def load_data(self):
+            data = super().load_data()
+            return dataclasses.replace(data, client_dataset=lambda client, seed: data.client_dataset(client, seed).unbatch())
+
+    class Untested(Task):
+        def load_data(self):
+            return dataclasses.replace(super().load_data(), test=super().load_data().test.take(0))
+
+    for experiment, message in ((Unbatched(), "Add batch"), (Untested(), "Expected examples in the held-out test of mine")):
+        with pytest.raises(DataError, match=message):
+            tff_kit.train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_model_with_code_in_it_is_evaluated(one_worker, tmp_path):
     run = tff_kit.train(WithLambda(rounds=1), tmp_path / "run")
@@ -248,6 +264,33 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(one_
         DAMAGES["data gone"](folder / f"round_{version}")
     with pytest.raises(runs.RunError, match="found damaged ones only"):
         tff_kit.train(Task(rounds=4, eval_every=1), tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_from_other_clients_or_without_the_rows_of_its_rounds(one_worker, tmp_path, capsys):
+    class Renamed(Task):
+        def load_data(self):
+            data = super().load_data()
+            return dataclasses.replace(data, client_ids=data.client_ids[::-1])
+
+    class OfAnotherLoss(Task):
+        def build_loss(self):
+            return K.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    run = tff_kit.train(Task(rounds=2, eval_every=1), tmp_path / "run")
+    header, first, second = run.metrics.read_text().splitlines(keepends=True)
+    capsys.readouterr()
+    for other, name in ((Renamed, "clients"), (OfAnotherLoss, "loss")):
+        with pytest.raises(runs.RunError, match=f"Expected the {name} of the run"):
+            tff_kit.train(other(rounds=3, eval_every=1), run.path, resume=True)
+    for damaged in (header + first + second[:20], header + second, None):
+        run.metrics.unlink() if damaged is None else run.metrics.write_text(damaged)
+        with pytest.raises(runs.RunError, match="Mend the file, or train in a new --logdir"):
+            tff_kit.train(Task(rounds=3, eval_every=1), run.path, resume=True)
+    assert "round   3" not in capsys.readouterr().out
+    run.metrics.write_text("\ufeff" + header + first + second)
+    tff_kit.train(Task(rounds=3, eval_every=1), run.path, resume=True)
+    assert [row["round"] for row in run.read_metrics()] == [1, 2, 3]
 
 
 class Colour(enum.Enum):

@@ -18,8 +18,8 @@ import tensorflow as tf
 from typing_extensions import Literal, dataclass_transform, get_args
 
 from tff_kit import encoders
+from tff_kit.checks import SettingsError, check_numbers, check_types
 from tff_kit.datasets import DataError, FederatedDataset, PooledDataset
-from tff_kit.errors import UserError
 from tff_kit.requirements import require_keras_2
 
 require_keras_2()  # After encoders, which make it so.
@@ -28,10 +28,6 @@ from tff_kit.metrics import Metric, metrics_of_loss
 
 ClientOptimizer = Literal["sgd", "adam"]
 ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
-
-
-class SettingsError(UserError):
-    """A setting is not valid. The message says what was expected and what was found."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -147,7 +143,7 @@ class Algorithm(_Settings):
     proximal: float = 0.0
     """Strength of FedProx's term, which keeps clients near the model that they received. 0 is federated averaging."""
     local_epochs: int = 1
-    """How often a client goes through its examples in a round."""
+    """How often a client goes through its examples in a round. A batch may hold the end of one turn and the beginning of the next."""
 
     def _check_algorithm(self) -> None:
         check_numbers(self, at_least_1=("local_epochs",), above_0=("client_lr", "server_lr"), at_least_0=("proximal",))
@@ -225,6 +221,7 @@ class Experiment(Privacy, Participation, Algorithm, Communication, Training):
     """Rounds between evaluations on the held-out data, and between checkpoints. The last round is always evaluated."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_numbers(self, at_least_1=("rounds", "batch_size", "eval_every"), at_least_0=("seed",))
         self._check_communication()
         self._check_algorithm()
@@ -281,6 +278,7 @@ class CentralizedTraining(Training):
     """A model to start from: the model.keras of a run."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_numbers(self, at_least_1=("epochs", "batch_size"), above_0=("learning_rate",), at_least_0=("seed",))
 
     def load_data(self) -> PooledDataset:
@@ -293,18 +291,3 @@ class CentralizedTraining(Training):
 
     def export(self, model: tf.keras.Model, folder: pathlib.Path) -> None:
         """Writes the trained model to a run directory in other formats than Keras's; by default none."""
-
-
-def check_numbers(
-    settings: Any, at_least_1: Sequence[str] = (), above_0: Sequence[str] = (), at_least_0: Sequence[str] = ()
-) -> None:
-    """Raises `SettingsError` for the first of the named settings that is not in its range."""
-    checks = (
-        (at_least_1, lambda x: x >= 1, "at least 1"),
-        (above_0, lambda x: x > 0, "more than 0"),
-        (at_least_0, lambda x: x >= 0, "0 or more"),
-    )
-    for names, is_valid, expected in checks:
-        for name in names:
-            if not is_valid(getattr(settings, name)):
-                raise SettingsError(f"Expected --{name.replace('_', '-')} to be {expected}, found {getattr(settings, name)}.")

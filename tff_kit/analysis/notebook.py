@@ -17,7 +17,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from tff_kit.datasets import FederatedDataset
-from tff_kit.training import runs
+from tff_kit.training import runs, table
 
 T = TypeVar("T")
 RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
@@ -77,7 +77,7 @@ def read_results(name: str) -> list[dict[str, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return runs.read_number(text)
+        return table.read_number(text)
     except ValueError:
         return text
 

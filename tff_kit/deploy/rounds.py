@@ -11,12 +11,12 @@ from typing import Any, Optional, Protocol, Union
 
 from rich.console import Console
 
-from tff_kit.datasets import FederatedDataset
+from tff_kit.datasets import FederatedDataset, batches
 from tff_kit.deploy import checkpoints, messages
 from tff_kit.deploy.aggregation import Averaging, Received, Sent, State
 from tff_kit.encoders import PayloadError
 from tff_kit.experiment import Experiment, SettingsError
-from tff_kit.training import logs, memory, participation, report, runs
+from tff_kit.training import logs, memory, participation, report, runs, sources
 from tff_kit.training.evaluation import check_measures, compiled, evaluate_model
 
 _POLL_SECONDS = 0.2
@@ -88,10 +88,12 @@ def train(
     check_deployable(experiment)
     console = console or Console()
     data = experiment.load_data()
+    batches.check_held_out(data)
     check_measures(experiment, data)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
-        run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance))
+    learned_from = {"loss": sources.describe_loss(experiment.build_loss())}  # Clients come and go.
+    with runs.open_run(path, experiment, resume, overwrite, learned_from) as run, runs.told(run):
+        run.write_settings(experiment, data.name, data.notes, attendance=dataclasses.asdict(attendance), sources=learned_from)
         console.print(
             f"Training {experiment.task}, {experiment.clients} clients a round, broadcast {experiment.broadcast}, mean "
             f"{experiment.mean}, with real clients; tested on {data.name}; into {run.path}",
@@ -241,6 +243,8 @@ class _Training:
         found = checkpoints.load_last(self._run.checkpoints, state, spent)
         if found is None:
             self._logs.clear()
+        else:
+            self._logs.go_on_after(found[1])
         state, done, spent = found or (state, 0, spent)
         if self._wire:
             self._wire_start = [spent[name] - carried for name, carried in zip(logs.WIRE, self._wire())]

@@ -14,9 +14,10 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.plugins.hparams import api as hp
 
+from tff_kit.datasets import batches
 from tff_kit.experiment import CentralizedTraining
 from tff_kit.metrics import keras_names
-from tff_kit.training import logs, report, runs
+from tff_kit.training import logs, report, runs, sources
 from tff_kit.training.evaluation import compiled, evaluate_model
 
 _SEEDS_APART = 2**20  # More epochs than anyone trains; epochs of different seeds draw differently.
@@ -47,12 +48,14 @@ def train(
     """
     console = console or Console()
     data = training.load_data()
+    batches.check_held_out(data)
     path = runs.run_path(logdir, resume, training.task, f"seed{training.seed}")
     metric = training.metrics()[0]
     measure, better = f"val_{keras_names(training.metrics())[metric.name]}", "max" if metric.higher_is_better else "min"
     model = _start_model(training)
-    with runs.open_run(path, training, resume, overwrite) as run, runs.told(run):
-        run.write_settings(training, data.name, data.notes)
+    learned_from = {"clients": sources.describe_clients(data), "loss": sources.describe_loss(training.build_loss())}
+    with runs.open_run(path, training, resume, overwrite, learned_from) as run, runs.told(run):
+        run.write_settings(training, data.name, data.notes, sources=learned_from)
         report.print_heading(console, f"{training.task}, all clients' examples together,", data, run.path)
         last = tf.train.latest_checkpoint(run.checkpoints)
         done = int(last.rsplit("_", 1)[1]) if last else 0
@@ -117,9 +120,12 @@ def _start_model(training: CentralizedTraining) -> tf.keras.Model:
 def _keep_epochs(run: runs.RunDirectory, done: int) -> list[dict[str, Any]]:
     """Leaves the first `done` epochs in metrics.csv and returns them."""
     rows: list[dict[str, Any]] = []
+    if done:
+        read = run.read_metrics(unfinished=True) if run.metrics.exists() else []
+        run.check_done([row for row in read if row.get("epoch", 0) < done], "epoch", range(done))
     if run.metrics.exists():
-        with open(run.metrics, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < done]
+        with open(run.metrics, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))[:done]
         run.metrics.unlink()
     if rows:
         with open(run.metrics, "w", newline="") as file:

@@ -62,6 +62,7 @@ class Logs:
         self._keras_names = keras_names(self._metrics)
         self._columns = columns(self._metrics, more)
         self._rows = run.read_metrics() if run.metrics.exists() else []
+        self._check_columns()
         # Curves and hyperparameters are in one file: TensorBoard follows only the last file of a run.
         self._tensorboard = tf.summary.create_file_writer(str(run.path))
         compared = (f"test_{self._metrics[0].name}", "test_loss", "cumulative_broadcasted_bits", "cumulative_aggregated_bits")
@@ -74,6 +75,11 @@ class Logs:
         """Leaves nothing in metrics.csv but its columns' names."""
         self._rows = []
         self._write_rows()
+
+    def go_on_after(self, rounds: int) -> None:
+        """Forgets the rows of later rounds than the first `rounds`; raises `RunError` if the others are not there once each."""
+        self._rows = [row for row in self._rows if row["round"] <= rounds]
+        self._run.check_done(self._rows, "round", range(1, rounds + 1))
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes one round; replaces it and drops all later ones, where the run went on from before."""
@@ -98,6 +104,14 @@ class Logs:
                     if value is not None:
                         tf.summary.scalar(name, value, step)
             self._tensorboard.flush()
+
+    def _check_columns(self) -> None:
+        """Raises `RunError` if the rows lack a column that every version of this package writes."""
+        always = self._columns[: self._columns.index("seconds") + 1]
+        if missing := [name for name in always if self._rows and name not in self._rows[0]]:
+            raise runs.RunError(
+                f"Expected a column {missing[0]} in {self._run.metrics}, found none. Mend the file, or train in a new --logdir."
+            )
 
     def _write_rows(self) -> None:
         text = io.StringIO()

@@ -22,12 +22,12 @@ import tensorflow_federated as tff
 from rich.console import Console
 
 from tff_kit.algorithm import assembly, privacy
-from tff_kit.datasets import FederatedDataset
+from tff_kit.datasets import FederatedDataset, batches
 from tff_kit.errors import UserError
 from tff_kit.experiment import Experiment, SettingsError
 from tff_kit.metrics import keras_names
 from tff_kit.runtime import cluster, sizing
-from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs
+from tff_kit.training import checkpoints, initial, logs, memory, participation, report, runs, sources
 from tff_kit.training.evaluation import check_measures, compiled, evaluate_model
 
 _KEPT_CHECKPOINTS = 2  # The one before the last, should the last turn out to be damaged.
@@ -58,7 +58,7 @@ def train(
       The run directory; `tff_kit.training.runs` says what is in it.
 
     Raises:
-      tff_kit.datasets.DataError: If the data is missing, broken, or has fewer clients than a round samples.
+      tff_kit.datasets.DataError: If the data is missing, broken, no batches of pairs, or has fewer clients than a round samples.
       tff_kit.experiment.SettingsError: If the model cannot be trained here, or a setting cannot be kept in settings.json.
       tff_kit.training.runs.RunError: If `logdir` cannot be used as asked, or a round cannot be computed.
       tff_kit.runtime.WorkerError: If a worker cannot start or does not answer.
@@ -66,11 +66,14 @@ def train(
     console = console or Console()
     data = experiment.load_data()
     sampled = experiment.clients_per_round(data)
+    batches.check_held_out(data)
+    batches.check_clients(data)
     notes = assembly.check_model(experiment)
     check_measures(experiment, data)
     path = runs.run_path(logdir, resume, experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}")
-    with runs.open_run(path, experiment, resume, overwrite) as run, runs.told(run):
-        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines))
+    learned_from = {"clients": sources.describe_clients(data), "loss": sources.describe_loss(experiment.build_loss())}
+    with runs.open_run(path, experiment, resume, overwrite, learned_from) as run, runs.told(run):
+        run.write_settings(experiment, data.name, data.notes, machines=dataclasses.asdict(machines), sources=learned_from)
         what = f"{experiment.task}, {sampled} clients a round, broadcast {experiment.broadcast}, mean {experiment.mean},"
         report.print_heading(console, what, data, run.path)
         accountant = assembly.build_accountant(experiment, data)
@@ -151,6 +154,7 @@ class _Training:
             self._logs.clear()
             return state, 0, spent
         round_num, (*leaves, spent) = found
+        self._logs.go_on_after(round_num)
         self._initial.go_on_after(round_num)
         return tf.nest.pack_sequence_as(state, leaves), round_num, spent
 
@@ -237,8 +241,8 @@ class _Training:
         """
         if count is None or not self._experiment.weighted:
             return {"clients_left_out": count, "clients_empty": None}
-        batches = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
-        empty = sum(next(iter(of_client.take(1)), None) is None for of_client in batches)
+        datasets = [self._data.client_dataset(tf.constant(client), tf.constant(seed)) for client, seed in clients if count]
+        empty = sum(next(iter(of_client.take(1)), None) is None for of_client in datasets)
         return {"clients_left_out": count - empty, "clients_empty": empty}
 
     @contextlib.contextmanager

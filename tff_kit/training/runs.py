@@ -2,7 +2,7 @@
 
 | file | content |
 |---|---|
-| `settings.json` | the experiment's settings, the data's name, versions |
+| `settings.json` | the experiment's settings, the data's name, a digest of the clients, the loss, versions |
 | `metrics.csv` | a row for each round |
 | `events.*` | TensorBoard's curves |
 | `checkpoints/` | the last states of the training, to resume from |
@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import datetime
 import fcntl
@@ -27,15 +26,15 @@ import platform
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
 
 import h5py
 import tensorflow as tf
 
 from tff_kit.errors import UserError
-from tff_kit.experiment import Training
-from tff_kit.training import settings
+from tff_kit.experiment import Experiment, Training
+from tff_kit.training import settings, table
 
 T = TypeVar("T", bound=Training)
 _LENGTHS = {"rounds", "epochs"}  # The settings that a resumed run may have more of.
@@ -72,13 +71,45 @@ class RunDirectory:
     def worker_log(self) -> pathlib.Path:
         return self.path / "worker.log"
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.csv as numbers, with `None` for empty cells; raises `RunError` if there is no file."""
+    def read_metrics(self, unfinished: bool = False) -> list[dict[str, Any]]:
+        """Returns the rows of metrics.csv as numbers, with `None` for empty cells.
+
+        Args:
+          unfinished: Leave out a last line without an end, as a killed training leaves it that does not write the file whole.
+
+        Raises:
+          RunError: If there is no such file, or if a row of it is damaged.
+        """
         try:
-            with open(self.metrics, newline="") as file:
-                return [{name: read_number(text) for name, text in row.items()} for row in csv.DictReader(file)]
-        except (OSError, ValueError) as error:
-            raise RunError(f"Expected a run with its metrics.csv in {self.path}, found {error!r}.") from error
+            with open(self.metrics, newline="", encoding="utf-8-sig") as file:  # Some editors put a mark in front.
+                text = file.read()
+            return table.parse(text[: text.rfind("\n") + 1] if unfinished else text)
+        except UnicodeDecodeError:
+            why: Any = "bytes that are no text"
+        except ValueError as error:
+            why = error
+        except OSError as error:
+            why = error.strerror or error
+        raise RunError(
+            f"Expected a run with its metrics.csv in {self.path}, found {why}. Mend the file, or train in a new --logdir."
+        ) from None
+
+    def check_done(self, rows: Sequence[Mapping[str, Any]], name: str, expected: Sequence[int]) -> None:
+        """Raises `RunError` if `rows`, which are of what was done, are not the expected rounds or epochs, once each, in order.
+
+        Args:
+          rows: Rows of metrics.csv.
+          name: The column that counts: round or epoch.
+          expected: What has to be in this column.
+        """
+        found = [row.get(name) for row in rows]
+        for place, (here, wanted) in enumerate(itertools.zip_longest(found, expected), 1):
+            if here != wanted:
+                what = f"none in row {place}" if here is None else f"{here} there"
+                raise RunError(
+                    f"Expected {name} {wanted} in row {place} of {self.metrics}, to go on after {name} {expected[-1]}, found "
+                    f"{what}. Mend the file, or train in a new --logdir."
+                )
 
     def load_model(self) -> tf.keras.Model:
         """Returns the final model, not compiled; raises `RunError` if there is none."""
@@ -149,18 +180,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_number(text: str) -> Union[int, float, None]:
-    """Returns the number in a cell of a CSV file, `None` for an empty one; raises `ValueError` for what is none."""
-    if not text:
-        return None
-    return int(text) if re.fullmatch("[0-9]+", text) else float(text)
-
-
 def run_path(logdir: Optional[Union[str, pathlib.Path]], resume: bool, *names: str) -> pathlib.Path:
     """Returns `logdir`, or where there is none a new folder in `logs/` with a name made of `names` and the time.
 
     Raises:
-      RunError: If a run shall go on, and there is no `logdir`.
+      RunError: If a run shall go on, and there is no `logdir`; or if the folder can't be made.
     """
     if logdir:
         return pathlib.Path(logdir)
@@ -170,14 +194,16 @@ def run_path(logdir: Optional[Union[str, pathlib.Path]], resume: bool, *names: s
     started = pathlib.Path("logs") / f"{name}_{datetime.datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         path = started if number == 1 else started.with_name(f"{started.name}_{number}")
-        with contextlib.suppress(FileExistsError):  # Another training began in this second.
+        with contextlib.suppress(FileExistsError), _made(path):  # Another training began in this second.
             path.mkdir(parents=True)
             break
     return path
 
 
 @contextlib.contextmanager
-def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
+def open_run(
+    path: pathlib.Path, training: Training, resume: bool, overwrite: bool, sources: Optional[Mapping[str, str]] = None
+) -> Iterator[RunDirectory]:
     """Makes `path` the run directory of `training`, and keeps others out of it meanwhile.
 
     Args:
@@ -185,28 +211,47 @@ def open_run(path: pathlib.Path, training: Training, resume: bool, overwrite: bo
       training: The settings of the training that will run there.
       resume: Go on with the run in `path`, which must have had the same settings; more rounds or epochs are allowed.
       overwrite: Delete a run in `path` first.
+      sources: What the training learns from beyond its settings, in a few words each, which a run must go on with.
 
     Raises:
-      RunError: If another run is in `path`, or other settings.
+      RunError: If another run is in `path`, or other settings or sources, or damaged metrics; or if the folder can't be made.
     """
     if resume and overwrite:
         raise RunError("Expected --resume or --overwrite, found both.")
     settings.as_plain(training)  # Refused before anything is written.
     run = RunDirectory(path)
-    if path.exists() and not path.is_dir():
-        raise RunError(f"Expected a folder for the run's files, found the file {path}.")
-    if resume:
-        _check_same_settings(run, training)
-    elif not overwrite and path.exists() and any(path.iterdir()):
-        raise RunError(
-            f"Expected a new or empty folder for this run, found {path} in use. "
-            "Use --resume to go on with the run in it, --overwrite to replace it, or another --logdir."
-        )
-    path.mkdir(parents=True, exist_ok=True)
+    with _made(path):
+        if path.exists() and not path.is_dir():
+            raise RunError(f"Expected a folder for the run's files, found the file {path}.")
+        if resume:
+            _check_same_settings(run, training)
+            _check_same_sources(run, sources or {})
+            if isinstance(training, Experiment) and run.metrics.exists():
+                run.read_metrics()
+        elif not overwrite and path.exists() and any(path.iterdir()):
+            raise RunError(
+                f"Expected a new or empty folder for this run, found {path} in use. "
+                "Use --resume to go on with the run in it, --overwrite to replace it, or another --logdir."
+            )
+        path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if overwrite:
             _delete_run(path)
         yield run
+
+
+@contextlib.contextmanager
+def _made(path: pathlib.Path) -> Iterator[None]:
+    """Makes a `RunError` of what the system says where a run's folder can't be made or looked into."""
+    try:
+        yield
+    except FileExistsError:
+        raise  # Found by others as what it is.
+    except OSError as error:
+        raise RunError(
+            f"Expected a folder for the run's files that can be made, found {path}: {error.strerror or error}. "
+            "Use another --logdir, on a disk that can be written to."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -260,3 +305,13 @@ def _check_same_settings(run: RunDirectory, training: Training) -> None:
     for name in now.keys() & _LENGTHS:
         if now[name] < before[name]:
             raise RunError(f"Expected at least the {before[name]} {name} of the run in {run.path}, found {now[name]}.")
+
+
+def _check_same_sources(run: RunDirectory, sources: Mapping[str, str]) -> None:
+    before = json.loads(run.settings.read_text()).get("sources", {})  # A run of an earlier version has none.
+    for name, now in sources.items():
+        if before.get(name, now) != now:
+            raise RunError(
+                f"Expected the {name} of the run in {run.path} to resume it, found others: {before[name]} then, {now} now. "
+                "Use those of then, or a new --logdir."
+            )
