@@ -143,7 +143,8 @@ class Algorithm(_Settings):
     proximal: float = 0.0
     """Strength of FedProx's term, which keeps clients near the model that they received. 0 is federated averaging."""
     local_epochs: int = 1
-    """How often a client goes through its examples in a round. A batch may hold the end of one turn and the beginning of the next."""
+    """How often a client goes through its examples in a round. A batch may hold the end of one turn and the beginning of the
+    next."""
 
     def _check_algorithm(self) -> None:
         check_numbers(self, at_least_1=("local_epochs",), above_0=("client_lr", "server_lr"), at_least_0=("proximal",))
