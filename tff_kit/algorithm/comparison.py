@@ -15,7 +15,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-_LIBRARIES = ("tensorflow", "keras", "tf_keras", "tensorflow_federated")
+_KERAS = ("keras", "tf_keras")
+_TENSORFLOW = ("tensorflow", "tensorflow_federated", "tensorflow_model_optimization")
 
 
 @contextlib.contextmanager
@@ -58,12 +59,17 @@ def _not_equal(x: tf.Tensor, y: Any) -> Any:
 
 
 def _is_identity(x: tf.Tensor, caller: types.FrameType) -> bool:
-    """Returns whether a library compares outside of a function, where its code for TensorFlow 1 looks for a tensor in a list."""
-    graph = getattr(x, "graph", None)
-    if graph is None or graph.building_function:
+    """Returns whether a library compares, whose code for graphs of TensorFlow 1 looks for a tensor in a list.
+
+    Keras does so where it builds a model. In the function of a loss or a layer it computes.
+    """
+    library = caller.f_globals.get("__name__", "")
+    if library.startswith("tensorflow.python.autograph"):  # It compares for the code that it has converted.
         return False
-    module = caller.f_globals.get("__name__", "")
-    return module.split(".")[0] in _LIBRARIES and not module.startswith("tensorflow.python.autograph")
+    if library.split(".")[0] in _KERAS:
+        graph = getattr(x, "graph", None)
+        return graph is not None and not graph.building_function
+    return library.split(".")[0] in _TENSORFLOW
 
 
 def _compare(operation: Any, x: tf.Tensor, y: Any, where_none: bool) -> Any:
