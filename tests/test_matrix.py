@@ -4,6 +4,7 @@ Each combination works, to the values that it has to have, or is refused with on
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -181,10 +182,26 @@ class Task(tff_kit.Experiment):
         return CASES[self.case].loss()
 
 
+@pytest.fixture
+def built_once(monkeypatch, one_worker):
+    """Lets the trainings of a test share their graphs: those of a resumed run are equal, and to build them takes longest."""
+    from tff_kit.runtime import worker
+    from tff_kit.training import rounds
+
+    build, processes = rounds.assembly.build_process, []
+
+    def build_process(*arguments):
+        processes[:] = processes or [build(*arguments)]
+        return processes[0]
+
+    monkeypatch.setattr(rounds.assembly, "build_process", build_process)
+    monkeypatch.setattr(worker.create_context, "__defaults__", (functools.lru_cache(worker.compile_native),))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoders", ENCODERS)
 @pytest.mark.parametrize("name", CASES)
-def test_a_kind_of_model_trains_goes_on_and_is_evaluated_or_is_refused(name, encoders, one_worker, tmp_path):
+def test_a_kind_of_model_trains_goes_on_and_is_evaluated_or_is_refused(name, encoders, built_once, tmp_path):
     experiment = Task(case=name, rounds=1, **ENCODERS[encoders])
     if CASES[name].refused:
         with pytest.raises(UserError, match=CASES[name].refused):
