@@ -14,6 +14,7 @@ import tensorflow as tf
 import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.errors import UserError
 from tff_kit.experiment import SettingsError
 from tff_kit.tasks import emnist
 from tff_kit.training import checkpoints, commands, runs, settings
