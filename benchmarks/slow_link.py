@@ -44,10 +44,8 @@ class _Links:
     def up(self) -> Iterator[None]:
         """Keeps the links while the context lasts."""
         with contextlib.ExitStack() as stack:
-            stack.callback(_ip, "link del tff-kit", check=False)
-            _ip("link add tff-kit type dummy")
-            _ip(f"addr add {_NETWORK}.0.1/32 dev tff-kit")
-            _ip("link set tff-kit up")
+            stack.callback(_ip, f"addr del {_NETWORK}.0.1/32 dev lo", check=False)
+            _ip(f"addr add {_NETWORK}.0.1/32 dev lo")
             for i in range(len(self._clients)):
                 stack.callback(_ip, f"netns del {_namespace(i)}", check=False)
                 self._add(i)
