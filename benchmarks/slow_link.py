@@ -61,7 +61,8 @@ class _Links:
         for command in (f"addr add {_NETWORK}.{i + 1}.2/24 dev {there}", f"link set {there} up", "link set lo up"):
             _ip(command, space=space)
         _ip(f"route add default via {_NETWORK}.{i + 1}.1", space=space)
-        self.has_delay &= _shape(here, _DOWN) and _shape(there, _UP, space)
+        delayed = [_shape(here, _DOWN), _shape(there, _UP, space)]
+        self.has_delay &= all(delayed)
 
 
 def _namespace(i: int) -> str:
