@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Optional
@@ -99,6 +101,7 @@ def main(accuracy: float = 0.95, rounds: int = 15, clients: int = 6) -> None:
         rounds: Of each training, at most.
         clients: Who take part in every round.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that links and clients end in order.
     names = [f"form{i:02d}" for i in range(clients)]
     links, curves, rows = _Links(names), {}, []
     with tempfile.TemporaryDirectory() as folder, links.up():
