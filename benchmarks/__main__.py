@@ -53,6 +53,7 @@ _BENCHMARKS = (
     ),
     _Benchmark("peers", ("speed/peers",), ("--emnist", "{emnist}", "--kws", "{store_1s}", "--rounds", "10"), quick={}),
     _Benchmark("faults", ("cluster/faults",), quick={}),
+    _Benchmark("deploy_equality", ("deploy/equality",), quick={}),
     _Benchmark("wire_bytes", ("deploy/wire_sizes", "deploy/wire_encoders"), quick={}),
     _Benchmark("real_faults", ("deploy/faults",), quick={}),
     _Benchmark("many_clients", ("cluster/many_clients",), ("--data", "{emnist}", "--halves"), quick={}),
