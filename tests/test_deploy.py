@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from conftest import wait_until
 
 from tff_kit.deploy import checkpoints
 from tff_kit.deploy.aggregation import Averaging
@@ -124,6 +126,25 @@ def test_real_clients_train_as_simulated_ones_do_and_a_killed_server_goes_on(tmp
     # The sockets carry the payload and, for two clients, three rounds and what a second server adds, some dozens of kB more.
     for bits, wire in (("broadcast_bits", "wire_bytes_down"), ("aggregate_bits", "wire_bytes_up")):
         assert rows[-1][bits] / 8 < rows[-1][wire] < rows[-1][bits] / 8 + 400_000
+
+
+def test_a_node_ends_with_its_executor_and_is_not_left_deaf(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as nobody, socket.create_server(("127.0.0.1", 0)) as own:
+        ports = [any_server.getsockname()[1] for any_server in (nobody, own)]
+    own_link = ["--host", "127.0.0.1", "--port", str(ports[1])]
+    command = [PYTHON, "-m", "tff_kit.deploy.supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", *own_link]
+    environment = {**os.environ, "PATH": f"{PYTHON.parent}:{os.environ['PATH']}", "FLWR_HOME": str(tmp_path)}
+    log = tmp_path / "log"
+    with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as node:
+        try:
+            wait_until(lambda: children_of(node), 60)
+            executor = children_of(node)[0]
+            assert "flower-superexec" in " ".join(executor.cmdline())
+            executor.kill()
+            assert node.wait(30) == 4
+        finally:
+            node.kill()
+    assert "Expected Flower's SuperExec to stay, found that it ended" in log.read_text()
 
 
 def test_beyond_this_machine_a_credential_is_needed(tmp_path):

@@ -27,6 +27,7 @@ from tff_kit.tasks import TASKS
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0  # Between looks whether a run goes on.
 _AGAIN_SECONDS = 5.0  # Until a SuperNode that ended is started again; its old lease lasts up to 60 s.
+_START_SECONDS = 180.0  # Until a server app is there. It imports TensorFlow.
 _RESTARTS = 3  # Of a SuperLink, in a row and without a round between them.
 
 
@@ -177,6 +178,7 @@ def run_server(link: Any, config: Mapping[str, Any]) -> None:
         order = _parse_order(str(config["task"]), shlex.split(str(config["settings"])))
         _train(order, link, None, None)
         return
+    (folder / "started").touch()
     try:
         with open(folder / "output", "a", buffering=1) as output:
             _train(_read_order(str(config["task"]), folder / "order.json"), link, output, folder / "wire")
@@ -262,6 +264,7 @@ def _run_until_done(superlink: Any, folder: pathlib.Path, order: _Order) -> str:
     reached, failures = -1, 0
     while True:
         order.write(folder / "order.json")
+        (folder / "started").unlink(missing_ok=True)
         with superlink.running() as process:
             run_id = superlink.start_run({"task": order.experiment.task, "folder": str(folder)})
             outcome = _follow(superlink, process, run_id, folder)
@@ -280,7 +283,7 @@ def _run_until_done(superlink: Any, folder: pathlib.Path, order: _Order) -> str:
 
 def _follow(superlink: Any, process: Any, run_id: int, folder: pathlib.Path) -> Optional[str]:
     """Prints what the server app prints; returns its outcome, an error's sentence or "", or None where it has none."""
-    looked = time.monotonic()
+    began = looked = time.monotonic()
     with open(folder / "output", "a+") as output:
         while True:
             done = (folder / "outcome").exists()
@@ -289,6 +292,8 @@ def _follow(superlink: Any, process: Any, run_id: int, folder: pathlib.Path) -> 
             if done:
                 return (folder / "outcome").read_text()
             if process.poll() is not None:
+                return None
+            if not (folder / "started").exists() and time.monotonic() - began > _START_SECONDS:
                 return None
             if time.monotonic() - looked > _ALIVE_SECONDS:
                 looked = time.monotonic()

@@ -12,8 +12,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -40,6 +42,9 @@ FOREIGN_APP = (
 )
 FOREIGN_APP_CODE = 3
 """What a SuperNode says and ends with where a server sends an app of its own."""
+
+_EXECUTOR_ENDED = "Expected Flower's SuperExec to stay, found that it ended: no message would be answered any more."
+_EXECUTOR_ENDED_CODE = 4
 
 _RECORD, _BYTES = "m", "b"
 _START_SECONDS = 180.0
@@ -266,7 +271,23 @@ def run_supernode() -> None:
         return read_config(content, run)
 
     start_client_internal.get_fused_config_from_fab = read_own_config
+    start_client_internal.subprocess = types.SimpleNamespace(Popen=_start_executor)
     flower_supernode()
+
+
+def _start_executor(command: Sequence[str]) -> None:
+    """Starts Flower's SuperExec, which starts the app for each message, and ends this process with it.
+
+    Flower's SuperNode would not notice: it would take the next message and wait for its answer for ever.
+    """
+    process = subprocess.Popen(command)
+
+    def watch() -> None:
+        process.wait()
+        print(_EXECUTOR_ENDED, flush=True)
+        os._exit(_EXECUTOR_ENDED_CODE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _program(name: str) -> str:
