@@ -44,7 +44,7 @@ def wait_until(condition, seconds=30):
 def graphs_as_they_are():
     """Leaves out what TFF does to make a graph faster, which takes longer than the few rounds of a test.
 
-    Programs of `start_program` do the same. Notebooks, examples of the documents and what else trains in a process of its own
+    Programs of `start_program` and notebooks do the same. Examples of the documents and what else trains in a process of its own
     have their graphs optimized as ever.
     """
     from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations

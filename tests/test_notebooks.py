@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 from conftest import ROOT
+from programs import AS_THEY_ARE
 
 from scripts import run_notebooks
 
@@ -24,6 +25,10 @@ def folder(tmp_path, monkeypatch):
         monkeypatch.setenv(f"TFF_KIT_{name}", value)
     for name in ("TFF_KIT_SPEECH", "TFF_KIT_WHISPER"):
         monkeypatch.delenv(name, raising=False)
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "as_they_are.py").write_text(AS_THEY_ARE)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     return tmp_path / "notebooks"
 
 
