@@ -91,6 +91,7 @@ def test_a_broken_batch_is_named(content, tmp_path):
         data.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_networks_have_the_weights_that_they_should():
     assert model.create_net(0).count_params() == 62_006  # The text's Net.
     assert model.create_resnet18(0).count_params() == 11_173_962  # A ResNet-18 for 32 x 32 with normalization.

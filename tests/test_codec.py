@@ -28,6 +28,7 @@ def codecs(request):
     return request.param, encoders.BroadcastCodec(SPECS, request.param, 100), encoders.MeanCodec(SPECS, request.param, 100)
 
 
+@pytest.mark.slow
 def test_a_broadcast_arrives_as_the_encoder_decodes_it(codecs):
     spec, codec, _ = codecs
     sent = codec.encode(_values(), codec.initial_state())

@@ -37,10 +37,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_of_settings_has_todays_settings():
     assert settings_page.PAGE.read_text() == settings_page.page()
 
 
+@pytest.mark.slow
 def test_an_old_page_of_settings_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(settings_page, "PAGE", tmp_path / "settings.md")
     assert settings_page.main(["--check"]) == 1

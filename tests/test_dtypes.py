@@ -36,6 +36,7 @@ def _round_trip(spec, x):
     return decoded, int(encoders.payload_bits(encoded))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float64], ids=lambda dtype: dtype.name)
 def test_a_float_of_any_width_is_encoded_as_well_as_float32(spec, dtype):
@@ -52,6 +53,7 @@ def test_a_float_of_any_width_is_encoded_as_well_as_float32(spec, dtype):
         assert spec == "identity" or bits == bits_in_float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", LARGE, ids=lambda dtype: dtype.name)
 def test_numbers_near_the_ends_of_a_dtype_stay_finite(spec, dtype):

@@ -99,6 +99,7 @@ def test_payload_is_exactly_the_formula(rate, size):
     assert decoded.shape == (size,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 1, 1.5, 2])
 def test_a_tensor_with_two_elements_is_unbiased_too(rate):
     """One Hadamard rotation would make (1.25, 0) of (1, 0.5) at one bit, whatever the signs: an error of a quarter."""

@@ -81,6 +81,7 @@ def _round_trip(spec, x, seed=0):
     return encoder.decode(encoded).numpy(), encoders.payload_bits(encoded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 11), (100_003,)])
 def test_round_trip_keeps_shape_and_is_off_by_a_step_at_most(spec, shape):
@@ -91,6 +92,7 @@ def test_round_trip_keeps_shape_and_is_off_by_a_step_at_most(spec, shape):
     np.testing.assert_allclose(decoded, x, rtol=0, atol=step * 1.001 + 1e-6 * bool(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "payload"),
     [
@@ -113,6 +115,7 @@ def _quantized(x, bits, seed):
     return stage.decode(stage.encode(x, {}), {}).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 3, 8, 11])  # At 16 bits float32's own rounding is of the size of the spread.
 def test_rounding_is_unbiased(bits):
     x = np.random.default_rng(1).normal(size=200).astype(np.float32)
@@ -290,6 +293,7 @@ def test_any_argument_is_printed_as_it_is_parsed(step, bits, block, unbiased):
     assert encoders.Spec.parse(str(spec)) == spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "same"),
     [
@@ -338,6 +342,7 @@ BIASED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", UNBIASED)
 def test_the_mean_of_many_draws_is_the_tensor(spec):
     """Error of the mean of n draws: 1/n of a draw's, where there is no bias; z: standard normal in each direction."""
@@ -378,6 +383,7 @@ def test_a_rotation_that_clients_share_would_not():
     assert stages.nmse_of_mean(lambda row: encode(row, tf.constant([3, next(own)])), x) == pytest.approx(0.0569, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", UNBIASED + BIASED)
 @pytest.mark.parametrize("size", [0, 1, 3, 4097])
 def test_zeros_of_any_size_come_back_as_zeros(spec, size):
@@ -402,6 +408,7 @@ def test_no_graph_makes_numbers_of_what_is_not_finite(spec, bad):
     assert not np.isfinite(encoder.decode(encoder.encode(x)[0])).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", UNBIASED + BIASED)
 @pytest.mark.parametrize("value", [-1e-30, 1e30])
 def test_constants_stay_finite_and_draws_repeat(spec, value):

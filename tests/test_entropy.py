@@ -17,6 +17,7 @@ _REFERENCE_SIZE = 2**18  # The reference decoder is slow.
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
 
+@pytest.mark.slow
 class EntropyCodingStageTest(te.testing.BaseEncodingStageTest):
     """tensor_encoding's own tests of a stage."""
 
@@ -74,6 +75,7 @@ def _gaussian(entropy, size, seed=0):
     return np.round(normal / low).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entropy", [0.1, 0.5, 1, 2, 3, 4])
 def test_gaussian_integers_take_at_most_a_hundredth_more_than_their_entropy(entropy):
     x = _gaussian(entropy, 2**20)
@@ -94,11 +96,13 @@ def test_what_is_not_around_zero_costs_no_more():
     assert _assert_lossless(x + 1000) <= _assert_lossless(x) + 64
 
 
+@pytest.mark.slow
 def test_integers_of_one_sign_cost_little_more_than_their_entropy():
     x = np.abs(_gaussian(3, 2**13))  # No sign bits, so that there are few lanes and many steps.
     assert _assert_lossless(x) <= 1.02 * _entropy_bits(x) + 800  # Tables and header.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.int8, np.uint8])
 @pytest.mark.parametrize("shape", [(), (1,), (2, 0, 3), (1000,), (7, 11, 13)])
 def test_dtypes_and_shapes(dtype, shape):
@@ -111,6 +115,7 @@ def test_constants_take_a_few_bytes(value, size):
     assert _assert_lossless(np.full(size, value, np.int32)) <= 32 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 33, 1023, 1024, 1025, 4099, 100_003])
 def test_sizes(size):
     generator = np.random.default_rng(size)
@@ -147,12 +152,14 @@ def test_nothing_is_lost_of(name, x):
     _assert_lossless(x)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(INT32 | st.integers(-3, 3) | st.just(0), max_size=60), st.integers(0, 1))
 def test_any_integers_come_back(numbers, repeats):
     _assert_lossless(np.repeat(np.array(numbers, np.int32), 1 + 9 * repeats))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["normal", "laplace", "standard_cauchy", "exponential", "logistic"]),
@@ -282,6 +289,7 @@ def _shape(x):
     return int(header.TuplesHeader.unpack(body)[0].shape) if first.coder == stage.TUPLES else tuples.NONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "bits"), enumerate([0.43, 0.6, 1, 1.6, 2.1, 3, 5]))
 def test_each_shape_of_tuples_takes_at_most_a_hundredth_more_than_the_entropy(shape, bits):
     x = _gaussian(bits, 2**19)
@@ -307,6 +315,7 @@ def _hostile_to_tuples():
     yield "alternating", np.tile([0, 1, 3, -2], size // 4).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "x"), _hostile_to_tuples(), ids=lambda value: value if isinstance(value, str) else "")
 def test_nothing_is_lost_of_a_long_tensor_with(name, x):
     del name

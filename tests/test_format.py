@@ -161,6 +161,7 @@ def _mutated(draw):
     return name, bytes(payload)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(_mutated())
 def test_altered_payloads_end_in_a_tensor_or_in_one_sentence_as_the_document_says(mutated):

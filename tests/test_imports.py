@@ -87,6 +87,7 @@ def report():
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_package_alone_loads_and_changes_nothing(report):
     assert report["import loads"] == []
     assert report["import changes"] == {}

@@ -40,6 +40,7 @@ def test_limits_are_those_of_the_literature():
     assert np.all(gap > 0)
 
 
+@pytest.mark.slow
 def test_updates_are_what_one_client_alone_changes(tmp_path):
     # A client trains on one batch, so that the order of its digits does not matter.
     task = tff_kit.Emnist(
@@ -70,6 +71,7 @@ def _own_stages(monkeypatch):
     monkeypatch.setattr(encoders.registry, "STAGES", dict(encoders.registry.STAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_own_stages")
 def test_a_stage_of_ones_own_has_a_name_arguments_and_followers():
     def steps(size: float, dithered: bool = False):

@@ -45,6 +45,7 @@ def test_without_noise_it_is_the_mean_of_clipped_updates_and_the_missing_count_a
         assert output.measurements["mean_value"]["clipping_norm"] == pytest.approx(clip * math.exp(-0.2 * (2.5 / 5 - 0.5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiplier", "sampled", "count_noise"), [(2.0, 50, 2.5), (1.0, 10, 1.0)])
 @pytest.mark.parametrize("secure", [False, True])
 def test_the_noise_is_what_the_multiplier_says_and_new_in_each_round(multiplier, sampled, count_noise, secure):
@@ -68,6 +69,7 @@ def test_updates_that_are_not_finite_or_whose_norm_is_not_count_as_zero():
     assert output.measurements["mean_weight"]["left_out"] == 2
 
 
+@pytest.mark.slow
 def test_the_secure_mean_is_the_weighted_mean_but_for_its_steps():
     updates = np.random.default_rng(1).normal(size=[4, 1000])
     weights = np.array([3, 1, 0, 7], np.float32)

@@ -222,6 +222,7 @@ def _sending_changes(spec):
     )
 
 
+@pytest.mark.slow
 def test_a_change_sent_exactly_arrives_as_the_weights():
     process, weights = _sending_changes("identity"), _initial_weights()  # One more than the initial ones.
     _, received, measurements = _send_to_one_client(process, process.initialize(), weights)
@@ -401,6 +402,7 @@ def test_the_wrong_kind_of_encoder_is_refused():
         tff_kit.build_encoded_mean_process_from_model(model_fn, broadcast)
 
 
+@pytest.mark.slow
 def test_processes_have_tffs_types():
     broadcast, mean = _encoder_fns("uniform:8")
     process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, broadcast)
@@ -412,6 +414,7 @@ def test_processes_have_tffs_types():
     assert isinstance(_process(broadcast, mean), tff.learning.templates.LearningProcess)
 
 
+@pytest.mark.slow
 def test_a_deployments_codecs_send_the_bits_of_the_simulation_and_decode_its_values():
     spec = "rate:2+rice/uniform:4,dithered"
     broadcast_fn, mean_fn = tff_kit.build_broadcast_encoder_fn(spec, 50), tff_kit.build_mean_encoder_fn(spec, 50)

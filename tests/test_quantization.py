@@ -114,6 +114,7 @@ def test_a_step_neither_overflows_nor_vanishes(scale):
     np.testing.assert_allclose(_quantized(x * np.float32(scale), 0.5) / scale, _quantized(x, 0.5), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "laplace"])
 @pytest.mark.parametrize(("step", "price"), [(0.5, 0.05), (1, 0.116), (2, 0.116), (3, 0.3)])
 def test_what_is_chosen_for_a_price_costs_less_than_what_is_nearest(kind, step, price):
@@ -191,6 +192,7 @@ def test_steps_on_normal_numbers_have_the_error_of_entropy_coded_uniform_quantiz
     assert 4**-bits < error < _entropy_coded_uniform(bits)  # Shannon's limit, and what nearest levels reach.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0.5, 1, 2, 3, 4])
 def test_with_everything_in_the_payload_the_error_is_that_of_ideal_codes(bits):
     x = stages.normal(2**20)

@@ -73,6 +73,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_is_drawn_follows_from_the_seed_the_examples_and_how_often_it_was_drawn(name):
     a, b = (X[:4], Y[:4]), (X[4:8], Y[4:8])
@@ -90,6 +91,7 @@ def test_uniform_numbers_are_uniform_and_normal_ones_normal():
     assert abs(normal.mean()) < 5 / np.sqrt(n) and abs(normal.var() - 1) < 5 * np.sqrt(2 / n)
 
 
+@pytest.mark.slow
 def test_dropout_drops_its_share_and_other_units_in_each_step():
     batch = (X[:4], Y[:4])
     layer = lambda: K.Sequential([L.Lambda(lambda x: x + 1), L.Dropout(0.5)])  # noqa: E731

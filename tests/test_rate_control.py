@@ -37,6 +37,7 @@ def test_normal_numbers_have_the_rate_from_the_first_round_on(bits):
     assert rates == pytest.approx([bits] * 4, rel=0.01 + 4 / np.sqrt(share * 300_000) * (bits < 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"price": 0.1, "unbiased": True}, {"centroids": True}])
 @pytest.mark.parametrize("bits", [0.05, 0.3, 2])
 def test_other_numbers_come_to_the_rate_and_stay(bits, options):

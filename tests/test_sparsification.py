@@ -141,6 +141,7 @@ def test_error_of_random_k_is_that_of_theory(every):
     assert error == pytest.approx(every - 1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_random_k_takes_every_element_equally_often_where_strata_differ_in_size():
     x = np.ones(7, np.float32)
     draws = stages.draws("randk:0.43", x, 2000)  # Three of seven: strata of 2, 2 and 3.

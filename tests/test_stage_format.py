@@ -19,6 +19,7 @@ def _decoded_by_both(spec, message):
     return ours, reference_stages.decode(message, _stages(spec), spec, 0, stage_golden.SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", stage_golden.SPECS)
 def test_golden_messages_both_ways(spec):
     golden, x = stage_golden.path(spec).read_bytes(), stage_golden.tensor()

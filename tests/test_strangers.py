@@ -31,6 +31,7 @@ def _target(spec):
     return Target(spec, ((40, 25),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))

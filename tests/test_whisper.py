@@ -111,6 +111,7 @@ def test_embeddings_are_those_of_pytorch(encoder, real_clips, whisper_folder, to
     np.testing.assert_allclose(encoder.embed(clips), np.load(tmp_path / "out.npy"), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_unknown_id_without_network_ends_in_a_sentence_within_seconds(tmp_path):
     code = (
         "import time\nimport huggingface_hub\n"
