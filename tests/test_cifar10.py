@@ -130,6 +130,7 @@ def test_training_and_evaluation_on_the_command_line(tmp_path, capsys):
     assert "a folder that holds cifar-10-batches-py; found none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_of_the_sharing_out(tmp_path, capsys):
     assert command_line.main(["plot", "cifar10", "--data", "demo", "--concentration", "0.5", "--out", str(tmp_path)]) == 0
     names = [line.split("/")[-1] for line in capsys.readouterr().out.split()]

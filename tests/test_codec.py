@@ -84,6 +84,7 @@ def test_no_client_makes_a_mean_of_zero():
     np.testing.assert_array_equal(mean["kernel"], np.zeros([40, 30]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["uniform:7", "uniform:8/uniform:8"])
 def test_a_message_of_another_spec_is_refused(other):
     sender, receiver = (encoders.BroadcastCodec(SPECS, spec, 100) for spec in (other, "uniform:8"))
@@ -118,6 +119,7 @@ def test_params_of_another_spec_are_refused():
         codec.encode(_values(), 1.0, other.params(other.initial_state()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["uniform:8/uniform:8", "step:1+rice/topk:0.5"])
 def test_what_is_no_float_travels_as_it_is(spec):
     numbers = {"count": tf.constant(2**40 + 1, tf.int64), "mask": tf.constant([True, False]), "ids": tf.range(500)}

@@ -85,6 +85,7 @@ def test_the_biased_scale_has_the_least_error(rate):
     assert error == pytest.approx(1 - 1 / (1 + _expected(rate)), rel=0.02)  # 1 - c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 7, 4096, 4097, 10_000, 65_537])
 @pytest.mark.parametrize("rate", [0.25, 1, 1.5, 3])
 def test_payload_is_exactly_the_formula(rate, size):

@@ -199,6 +199,7 @@ def test_in_each_local_epoch_a_client_trains_once_on_a_clip(store, speech):
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 def test_draws_depend_on_seed_and_client_only(demo_folder, balanced):
     dataset = embeddings.load(demo_folder, balanced=balanced)
@@ -308,6 +309,7 @@ def test_a_finished_store_is_left_alone(store, speech):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 40, 100, 150, 198])
 def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(store, speech, left):
     whole = _bytes(store.folder)
@@ -494,6 +496,7 @@ def test_demo_is_synthetic_by_name_and_the_same_each_time(demo_folder, tmp_path)
     assert (_bytes(again.folder) == _bytes(demo_folder)) is True  # and no difference of megabytes to print
 
 
+@pytest.mark.slow
 def test_demo_has_the_shape_of_the_long_window_and_a_folder_of_its_own():
     store = embed.demo(window="30s", clients=1, clips_per_client=16)
     assert embeddings.load(store.folder).element_spec[0].shape.as_list() == [None, 1500, 384]

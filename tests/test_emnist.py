@@ -31,6 +31,7 @@ def _batches(data, client, seed=0):
     return list(data.client_dataset(tf.constant(client), tf.constant(seed, tf.int64)).as_numpy_iterator())
 
 
+@pytest.mark.slow
 def test_the_digits_of_scikit_learn_are_whole_real_and_held_out_apart():
     data = emnist.load("digits", batch_size=7)
     train = [batch for client in data.client_ids for batch in _batches(data, client)]

@@ -168,6 +168,7 @@ def test_empty_tensors_come_back_empty(spec):
     assert decoded.shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", QUANTIZERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_tensor_that_is_not_finite_does_not_come_back_as_numbers(spec, bad):
@@ -184,6 +185,7 @@ def test_the_same_seed_and_tensor_draw_alike_and_others_do_not():
     assert (_quantized(x, 2, 7) != _quantized(other, 2, 7)).mean() > 0.1
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 16), st.data())
 def test_packing_is_lossless_and_tight(bits, data):
@@ -355,6 +357,7 @@ def test_the_mean_of_many_draws_is_the_tensor(spec):
     assert np.abs(z).max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", UNBIASED)
 def test_error_of_the_mean_falls_with_the_number_of_clients_also_at_a_cosine_of_nine_tenths(spec):
     encoder = stages.simple(spec, (_SIZE,))
@@ -391,6 +394,7 @@ def test_zeros_of_any_size_come_back_as_zeros(spec, size):
     np.testing.assert_array_equal(decoded, np.zeros(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", UNBIASED + BIASED)
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_no_encoder_makes_numbers_of_what_is_not_finite(spec, bad):
@@ -399,6 +403,7 @@ def test_no_encoder_makes_numbers_of_what_is_not_finite(spec, bad):
     assert not np.isfinite(stages.round_trip(spec, x)[0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["uniform:4,nearest,64", "topk:0.1", "randk:0.1+uniform:4", "lowrank:2", "eden:1.5"])
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_no_graph_makes_numbers_of_what_is_not_finite(spec, bad):

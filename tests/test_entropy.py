@@ -84,6 +84,7 @@ def test_gaussian_integers_take_at_most_a_hundredth_more_than_their_entropy(entr
     assert _assert_lossless(x) <= 1.01 * expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.12, 0.2, 0.4])
 @pytest.mark.parametrize("shape", [(3136, 512)])
 def test_sparse_laplacian_integers_of_a_dense_layer_too(scale, shape):
@@ -91,6 +92,7 @@ def test_sparse_laplacian_integers_of_a_dense_layer_too(scale, shape):
     assert _assert_lossless(x) <= 1.01 * _entropy_bits(x)
 
 
+@pytest.mark.slow
 def test_what_is_not_around_zero_costs_no_more():
     x = _gaussian(3, 2**15)
     assert _assert_lossless(x + 1000) <= _assert_lossless(x) + 64
@@ -109,6 +111,7 @@ def test_dtypes_and_shapes(dtype, shape):
     _assert_lossless(np.random.default_rng(2).integers(0, 100, size=shape).astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, -5, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("size", [1, 2, 5, 10_000])
 def test_constants_take_a_few_bytes(value, size):
@@ -146,6 +149,7 @@ def _hostile():
     yield "int64 that int32 can't hold", np.array([2**63 - 1, -(2**63), 0], np.int64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "x"), _hostile(), ids=lambda value: value if isinstance(value, str) else "")
 def test_nothing_is_lost_of(name, x):
     del name
@@ -206,6 +210,7 @@ def test_an_unknown_shape_is_refused():
         encode.get_concrete_function()
 
 
+@pytest.mark.slow
 def test_behind_a_quantizer_and_inside_the_worker():
     spec = tf.TensorSpec([300, 50], tf.float32)
     quantization = encoders.UniformQuantizationStage(bits=4)
@@ -255,6 +260,7 @@ def test_fields_of_any_widths_come_back_and_leave_no_gap(pairs):
     np.testing.assert_array_equal(fields.read_fields(fields.field_windows(packed), start, widths), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 3, 50])
 @pytest.mark.parametrize("total_bits", [12, 16])
 def test_the_coder_returns_symbols_and_initial_states_and_reaches_the_entropy_of_its_tables(lanes, total_bits):
@@ -322,6 +328,7 @@ def test_nothing_is_lost_of_a_long_tensor_with(name, x):
     _assert_lossless(x)
 
 
+@pytest.mark.slow
 def test_a_sample_for_tuples_sees_all_columns_of_a_matrix():
     spread = np.tile([0.5, 2.0, 8.0], 2**16)  # Every third element would tell of one column only.
     x = np.round(np.random.default_rng(13).normal(size=spread.size) * spread).astype(np.float32)
@@ -329,6 +336,7 @@ def test_a_sample_for_tuples_sees_all_columns_of_a_matrix():
     assert _assert_lossless(x.reshape(-1, 3)) <= 1.01 * _entropy_bits(x)
 
 
+@pytest.mark.slow
 def test_a_hundred_tuples_that_no_sample_told_of_are_escaped_at_little_cost():
     x = _gaussian(1, 2**18)
     with_rare = x.copy()

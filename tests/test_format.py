@@ -31,6 +31,7 @@ def _decode(payload, x):
     return STAGE.decode(encoded, {}, shape=list(x.shape)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "x"), entropy_golden.tensors().items(), ids=entropy_golden.tensors())
 def test_golden_payloads_both_ways(name, x):
     golden = (entropy_golden.FOLDER / f"entropy-{name}.bin").read_bytes()
@@ -171,6 +172,7 @@ def test_altered_payloads_end_in_a_tensor_or_in_one_sentence_as_the_document_say
         assert refused == _is_refused_by_reference(payload, _SHAPES[name])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.binary(max_size=100), st.lists(st.integers(0, 20), max_size=3))
 def test_any_bytes_end_in_a_tensor_or_in_one_sentence(payload, shape):

@@ -164,6 +164,7 @@ def test_mnist_by_writer_is_fetched_checked_and_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / ".tff/mnist-by-writer").iterdir()) == sorted([*sha256, "emnist_all.sqlite"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -32,6 +32,7 @@ def _next(factory, values, weights=None, rounds=1):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True])
 def test_without_noise_it_is_the_mean_of_clipped_updates_and_the_missing_count_as_zero(secure):
     directions = np.random.default_rng(0).normal(size=[4, 50])
@@ -183,6 +184,7 @@ def test_epsilon_is_true_and_not_much_more_where_it_is_known_exactly(multiplier,
     assert _exact_delta(epsilon, moved) <= accountant.delta < _exact_delta(0.8 * epsilon, moved)
 
 
+@pytest.mark.slow
 def test_epsilon_grows_with_rounds_and_with_the_part_that_is_sampled():
     few, many = privacy.Accountant(1.0, 10, 700), privacy.Accountant(1.0, 100, 700)
     assert 0 < few.epsilon(1) < few.epsilon(100) < many.epsilon(100)

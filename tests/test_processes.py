@@ -126,6 +126,7 @@ def _initial_weights():
     return tf.nest.map_structure(lambda v: v.numpy() + 1, tff.learning.models.ModelWeights.from_model(model_fn()))
 
 
+@pytest.mark.slow
 def test_measured_distortion_and_bits_are_the_encoders():
     process = tff_kit.build_encoded_broadcast_process_from_model(model_fn, tff_kit.build_broadcast_encoder_fn("uniform:2", 0))
     weights = _initial_weights()
@@ -202,6 +203,7 @@ def test_the_state_of_a_mean_encoder_lives_on_the_server_and_follows_the_clients
         assert sorted(map(float, found)) == sorted([number, 10.0, 3.0, 7.0, 2.0])  # Round, sum, min, max, clients.
 
 
+@pytest.mark.slow
 def test_the_state_of_a_broadcast_encoder_lives_on_the_server():
     def encoder_fn(value):
         return te.encoders.as_simple_encoder(te.core.EncoderComposer(te.testing.PlusOneOverNEncodingStage()).make(), value)
@@ -231,6 +233,7 @@ def test_a_change_sent_exactly_arrives_as_the_weights():
     assert measurements["distortion"] == 0
 
 
+@pytest.mark.slow
 def test_initial_weights_arrive_however_coarse_the_encoder():
     weights = tf.nest.map_structure(lambda x: x - 1, _initial_weights())
     process = _sending_changes("uniform:1")
@@ -269,6 +272,7 @@ def test_a_change_of_weights_that_nobody_can_draw_again_is_refused():
         tff_kit.build_encoded_broadcast_process_from_model(_random_model_fn, encoder_fn, change_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_random_model_fn, _pretrained_model_fn])
 def test_a_change_of_given_weights_arrives(make):
     encoder_fn = tff_kit.build_broadcast_encoder_fn("uniform:1", 0)
@@ -305,6 +309,7 @@ def test_without_feedback_every_broadcast_is_of_the_change_alone():
     np.testing.assert_allclose(sent, np.zeros_like(sent), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_feedback_what_encoding_lost_is_sent_later():
     sent, state = _changes_received(10, error_feedback=True)
     assert np.max(np.abs(sent[0])) < 1e-6

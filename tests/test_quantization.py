@@ -252,6 +252,7 @@ def test_a_tensor_of_float64_stays_one():
         assert stage.decode(stage.encode(x, {}), {}).dtype == tf.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("price", [0.0, 0.1])
 def test_an_unbiased_step_keeps_the_projection_and_its_error_follows_from_the_best(price):
     x = stages.normal(2**18)
@@ -263,6 +264,7 @@ def test_an_unbiased_step_keeps_the_projection_and_its_error_follows_from_the_be
     assert stages.nmse(decoded, x) == pytest.approx(least / (1 - least), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_after_rotation_an_unbiased_step_is_unbiased():
     x = stages.normal(512) ** 3
     draws = stages.draws("rotate+step:3,price=0.1,unbiased=yes+rice", x, 300)  # The faster coder; neither loses anything.

@@ -30,6 +30,7 @@ def _rates(stage, rounds):
     return rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0.02, 0.15, 0.5, 1, 2, 4, 7])
 def test_normal_numbers_have_the_rate_from_the_first_round_on(bits):
     rates = _rates(encoders.RateControlStage(bits), [stages.normal(3, 100_000, seed=i) for i in range(4)])

@@ -29,6 +29,7 @@ def _rotated(x, block=4096, seed=0):
     return decoded, encoded["rotated"].numpy(), encoded["seed"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 1500), st.integers(0, 2**40))
 def test_any_number_of_elements_stays_that_many_coordinates_of_the_same_norm_and_comes_back(log_block, size, seed):
@@ -57,6 +58,7 @@ def test_the_hadamard_matrix_is_the_one_there_is():
     np.testing.assert_allclose(tf.reshape(transformed, [size, size]), (1 - 2 * parity) / np.sqrt(size), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_whatever_the_tensor_looks_like_coordinates_look_normal(count):
     """Fourth moments: 3 for normal numbers, whereas one rotation of one or two elements leaves 1 to 2."""
@@ -80,6 +82,7 @@ def test_other_seeds_other_tensors_and_other_blocks_rotate_independently():
     assert abs(np.corrcoef(twice[:4096], twice[4096:])[0, 1]) < 5 / np.sqrt(4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 4])
 @pytest.mark.parametrize("spike", [0, 100])
 def test_uniform_quantization_after_it_keeps_the_bound_of_suresh(bits, spike):

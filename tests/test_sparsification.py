@@ -53,6 +53,7 @@ def _rice_bits(numbers):
     return 8 + min(cost(r) for r in range(32)), [8 + cost(r) for r in range(32)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-(2**20), 2**20), max_size=80), st.booleans())
 def test_rice_coding_is_lossless(numbers, signed):

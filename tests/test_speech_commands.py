@@ -432,6 +432,7 @@ def test_download_of_another_archive_is_refused_and_removed(server, tmp_path):
     assert _left(tmp_path / "speech") == []
 
 
+@pytest.mark.slow
 def test_download_that_stalls_is_given_up_and_kept(server, tmp_path):
     handler, url = server
     handler.body, handler.break_after = _archive(), 0

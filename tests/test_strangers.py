@@ -97,6 +97,7 @@ def test_packed_numbers_of_another_length_are_refused(bits):
             encoders.BitpackingStage(bits).decode({"packed": wrong}, {}, shape=[40])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(-3, 3)), max_size=60))
 def test_any_integers_pass_the_checks_of_rice_codes(numbers):

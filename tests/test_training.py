@@ -155,6 +155,7 @@ def test_more_rounds_can_be_added_to_a_run(run, tmp_path):
     assert [row["train_loss"] for row in _rows(logdir)] == [row["train_loss"] for row in _rows(run)[:4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

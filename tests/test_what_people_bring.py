@@ -238,6 +238,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_damage_goes_unnoticed(damage, stored, tmp_path):
     shutil.copytree(stored, tmp_path / "checkpoints")
@@ -341,6 +342,7 @@ def test_a_run_with_a_path_in_its_settings_goes_on(one_worker, tmp_path):
         tff_kit.train(WithSettings(rounds=2, folder=pathlib.Path("e")), tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_runs_that_begin_in_one_second_have_different_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [runs.run_path(None, False, "mine", "identity") for _ in range(5)]
@@ -349,6 +351,7 @@ def test_runs_that_begin_in_one_second_have_different_folders(tmp_path, monkeypa
         runs.run_path(None, True, "mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [["--logdir", "{}"], ["--logdir={}"]])
 def test_the_run_to_go_on_with_is_found_however_it_is_written(written, tmp_path):
     runs.RunDirectory(tmp_path).write_settings(emnist.Emnist(clients=3), "", ())
