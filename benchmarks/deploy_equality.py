@@ -26,7 +26,11 @@ from tff_kit.tasks import find_task
 from tff_kit.training import rounds as simulated
 from tff_kit.training import runs
 
-_TASKS: dict[str, dict[str, Any]] = {"emnist": {"data": "digits"}, "kws": {"data": "demo", "window": "1s"}, "cifar10": {"data": "demo", "partitions": 3}}
+_TASKS: dict[str, dict[str, Any]] = {
+    "emnist": {"data": "digits"},
+    "kws": {"data": "demo", "window": "1s"},
+    "cifar10": {"data": "demo", "partitions": 3},
+}
 _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "uniform:8,nearest": {"broadcast": "uniform:8,nearest", "mean": "uniform:8,nearest"},
