@@ -395,7 +395,7 @@ class WithWrongLabels(Task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("of_clients", "where"), [(True, "Round 1 failed on TFF's worker: "), (False, "to fit mine, ")])
+@pytest.mark.parametrize(("of_clients", "where"), [(True, "Round 1 failed on TFF's worker: "), (False, "to fit wrong, ")])
 def test_labels_that_are_no_class_end_the_training_with_a_sentence(of_clients, where, one_worker, tmp_path):
     with pytest.raises(UserError) as refused:
         tff_kit.train(WithWrongLabels(rounds=1, clients=1, of_clients=of_clients), tmp_path / "run")
