@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 import tempfile
 from typing import Any, Callable, Optional
 
@@ -19,12 +20,16 @@ import tyro
 from rich.console import Console
 
 from benchmarks import results
+from benchmarks.bits_to_accuracy import LOW_RANK
 from tff_kit.deploy import rounds as deployed
 from tff_kit.deploy.node import Node
 from tff_kit.experiment import Experiment
 from tff_kit.tasks import find_task
 from tff_kit.training import rounds as simulated
 from tff_kit.training import runs
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+import local_link
 
 _TASKS: dict[str, dict[str, Any]] = {
     "emnist": {"data": "digits"},
@@ -35,35 +40,9 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "uniform:8,nearest": {"broadcast": "uniform:8,nearest", "mean": "uniform:8,nearest"},
     "uniform:8": {"broadcast": "uniform:8", "mean": "uniform:8"},
-    "fewest bits": {
-        "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
-        "mean": "lowrank:16+step:0.5+entropy/uniform:6",
-        "broadcast_change": True,
-        "threshold": 4000,
-    },
+    "fewest bits": LOW_RANK,
 }
 _CLIENTS = 3
-
-
-class _Nodes:
-    """Nodes in this process, which answer at once."""
-
-    def __init__(self, nodes: list[Node]):
-        self._nodes = dict(enumerate(nodes))
-        self._came: list[tuple[int, bytes]] = []
-
-    def nodes(self) -> set[int]:
-        return set(self._nodes)
-
-    def send(self, node: int, message: bytes) -> None:
-        self._came.append((node, self._nodes[node].answer(message)))
-
-    def receive(self) -> list[tuple[int, bytes]]:
-        came, self._came = self._came, []
-        return came
-
-    def forget(self, node: int) -> None:
-        self._came = [(its, answer) for its, answer in self._came if its != node]
 
 
 def main(rounds: int = 3, quick: bool = False) -> None:
@@ -92,7 +71,7 @@ def _compare(task: str, name: str, rounds: int) -> results.Row:
     clients = kind(**settings).load_data().client_ids[:_CLIENTS]
     quiet = Console(quiet=True)
     with tempfile.TemporaryDirectory() as folder:
-        nodes = _Nodes([Node(kind, settings["data"], client) for client in clients])
+        nodes = local_link.LocalLink([Node(kind, settings["data"], client).answer for client in clients])
         patient = deployed.Attendance(min_clients=_CLIENTS)
         ours = deployed.train(kind(**settings), nodes, patient, pathlib.Path(folder) / "deployed", console=quiet)
         theirs = simulated.train(_of_clients(kind, clients)(**settings), pathlib.Path(folder) / "simulated", console=quiet)

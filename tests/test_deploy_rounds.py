@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from local_link import LocalLink
 
 from tff_kit import datasets, encoders
 from tff_kit.algorithm import assembly
@@ -50,29 +51,6 @@ class Points(Experiment):
 
     def build_loss(self):
         return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-class LocalLink:
-    """Nodes in this process, each of which answers at once; a function from a message to its answer, or to None for no answer."""
-
-    def __init__(self, answers):
-        self.answers = dict(enumerate(answers))
-        self._came = []
-
-    def nodes(self):
-        return set(self.answers)
-
-    def send(self, node, message):
-        answer = self.answers[node](message)
-        if answer is not None:
-            self._came.append((node, answer))
-
-    def receive(self):
-        came, self._came = self._came, []
-        return came
-
-    def forget(self, node):
-        self._came = [(its, answer) for its, answer in self._came if its != node]
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +214,21 @@ def test_lost_message_is_sent_again(tmp_path, answers, monkeypatch, kind, half):
         np.testing.assert_array_equal(x, y)
     sent = [run.read_metrics()[-1]["broadcast_bits"] for run in (lost, never)]
     assert sent[0] == (sent[1] * 7 // 6 if kind is messages.Train else sent[1])  # The model is counted as often as it is sent.
+
+
+class Bounded(Points):
+    """A constraint, which Keras's own training keeps, and that of a client would not."""
+
+    def build_model(self):
+        model = super().build_model()
+        bounded = tf.keras.layers.Dense(3, kernel_constraint=tf.keras.constraints.MaxNorm(0.1))
+        return tf.keras.Sequential([*model.layers, bounded])
+
+
+def test_what_federated_training_would_leave_out_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"constraints on .*kernel.*leaves out"):
+        rounds.train(Bounded(), LocalLink([]), PATIENT, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_clients_end_the_run_in_a_sentence(tmp_path, answers):

@@ -11,6 +11,7 @@ import tensorflow_federated as tff
 from tff_kit import encoders
 from tff_kit.algorithm import comparison, privacy, processes, proximal, randomness
 from tff_kit.datasets import FederatedDataset
+from tff_kit.errors import first_line
 from tff_kit.experiment import Experiment, SettingsError
 from tff_kit.metrics import build_metrics, match_rank
 
@@ -143,9 +144,7 @@ def check_model(experiment: Experiment) -> list[str]:
       SettingsError: If it can't be built in TFF's graph, or can't be trained here.
     """
     with tf.Graph().as_default():
-        model = _build_in_graph(experiment)
-        layers = model._flatten_layers()
-        _check_trained_as_said(experiment, model)
+        layers = _build_in_graph(experiment)._flatten_layers()
     notes = []
     if any(isinstance(layer, tf.keras.layers.BatchNormalization) for layer in layers):
         notes.append(
@@ -166,10 +165,9 @@ def _build_in_graph(experiment: Experiment) -> tf.keras.Model:
         with comparison.by_element():
             model = experiment.build_model()
     except Exception as error:  # Whatever Keras and the task's own code raise there.
-        why = str(error).strip().split("\n")[0].rstrip(".")
         raise SettingsError(
             f"Expected {name} to build its model also in a TensorFlow graph, where TFF trains it; found {type(error).__name__}: "
-            f"{why}. Adapt layers and load weights outside of it, and pass it the values."
+            f"{first_line(error)}. Adapt layers and load weights outside of it, and pass it the values."
         ) from error
     if not model.built:
         raise SettingsError(f"Expected {name} to return a model that has its weights, found one without. Give it an input shape.")
@@ -188,23 +186,6 @@ def _output_rank(model: tf.keras.Model, data: FederatedDataset) -> int:
         inputs, _ = data.element_spec
         output = tf.function(lambda x: model(x, training=False)).get_concrete_function(inputs).structured_outputs
     return tf.nest.flatten(output)[0].shape.rank
-
-
-def _check_trained_as_said(experiment: Experiment, model: tf.keras.Model) -> None:
-    """Raises `SettingsError` for what Keras would do with the model, and TFF's training leaves out in silence."""
-    constrained = [x.name for x in model.trainable_variables if getattr(x, "constraint", None) is not None]
-    masked = getattr(getattr(model, "output", None), "_keras_mask", None) is not None
-    active = [layer.name for layer in model._flatten_layers() if getattr(layer, "activity_regularizer", None) is not None]
-    for found, which, instead in (
-        (constrained, f"constraints on {', '.join(constrained)}", "Use a regularizer, or normalize the weights in a layer."),
-        (masked, "an output with a mask, as mask_zero=True makes it", "Leave out padding in the loss, by its ignore_class."),
-        (active, f"an activity regularizer in {', '.join(active)}", "Regularize the weights, or add the term to the loss."),
-    ):
-        if found:
-            raise SettingsError(
-                f"Expected {type(experiment).__name__}.build_model() to return a model that TFF trains as Keras does; found "
-                f"{which}, which TFF leaves out. {instead}"
-            )
 
 
 def build_server_optimizer(experiment: Experiment) -> tff.learning.optimizers.Optimizer:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import tensorflow as tf
 
 from tff_kit.datasets.federated import DataError, FederatedDataset
-from tff_kit.errors import UserError
+from tff_kit.errors import UserError, first_line
 
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 """Operations that call Python in the process that made them, so no other process can run them."""
@@ -32,7 +31,7 @@ def check_clients(data: FederatedDataset) -> None:
         except Exception as error:  # Whatever TensorFlow and the user's own code raise there.
             raise DataError(
                 f"Expected {what} to make its dataset anew of TensorFlow operations only, since the worker runs it; found "
-                f"{type(error).__name__}: {_first_line(error)}. Make the dataset inside of it, or use tff_kit.from_arrays."
+                f"{type(error).__name__}: {first_line(error)}. Make the dataset inside of it, or use tff_kit.from_arrays."
             ) from error
         _check_pairs(what, batches)
     operations = {node.op for node in made.node}.union(node.op for of in made.library.function for node in of.node_def)
@@ -51,7 +50,7 @@ def check_held_out(data: FederatedDataset) -> None:
     try:
         first = next(iter(data.test), None)
     except tf.errors.OpError as error:
-        raise DataError(f"Expected {what} to be examples that can be read, found: {_first_line(error.message)}.") from error
+        raise DataError(f"Expected {what} to be examples that can be read, found: {first_line(error.message)}.") from error
     if first is None or not len(tf.nest.flatten(first)[-1]):
         raise DataError(f"Expected examples in {what}, found none. Hold some out from training.")
 
@@ -69,8 +68,3 @@ def _check_pairs(what: str, batches: Any) -> None:
     if len(lengths) > 1 or any(shape.rank == 0 for shape in known):
         found = " and ".join(map(str, known))
         raise DataError(f"Expected batches in {what}, of [examples, ...] each; found shapes {found}. Add batch(...).")
-
-
-def _first_line(message: Any) -> str:
-    """Returns the first line of a message, without the operation that TensorFlow puts around what it says."""
-    return re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(message).strip().split("\n")[0]).rstrip(". ")

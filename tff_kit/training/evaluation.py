@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets import FederatedDataset
-from tff_kit.errors import UserError
+from tff_kit.errors import UserError, first_line
 from tff_kit.experiment import SettingsError, Training
 from tff_kit.metrics import MetricError, build_metrics, keras_names, match_rank
 from tff_kit.training import runs
@@ -32,16 +32,19 @@ def check_measures(training: Training, data: FederatedDataset) -> None:
 
     Raises:
       tff_kit.metrics.MetricError: If a metric has variables that are no sums over examples.
-      tff_kit.experiment.SettingsError: If the loss is none, or is no single number, or does not fit model and data.
+      tff_kit.experiment.SettingsError: If the loss is none, or is no single number, or does not fit model and data; or if Keras
+        would do something with the model that federated training does not.
     """
     name, loss = type(training).__name__, training.build_loss()
     if not isinstance(loss, tf.keras.losses.Loss):
         raise SettingsError(
             f"Expected {name}.build_loss() to return a loss of tf.keras.losses, such as MeanSquaredError(); found {loss!r}."
         )
+    model = training.build_model()
+    _check_trained_as_said(training, model)
     try:
         for inputs, labels in data.test.unbatch().batch(_CHECKED).take(1):
-            predictions = training.build_model()(inputs, training=False)
+            predictions = model(inputs, training=False)
             matched = match_rank(labels, predictions.shape.rank)
             shape = tuple(loss(matched, predictions).shape)
             if shape:
@@ -54,9 +57,25 @@ def check_measures(training: Training, data: FederatedDataset) -> None:
         raise
     except Exception as error:  # Whatever Keras and the task's own code raise.
         raise SettingsError(
-            f"Expected model, loss and metrics of {name} to fit {data.name}, found {type(error).__name__}: "
-            f"{runs.first_line(error)}."
+            f"Expected model, loss and metrics of {name} to fit {data.name}, found {type(error).__name__}: {first_line(error)}."
         ) from error
+
+
+def _check_trained_as_said(training: Training, model: tf.keras.Model) -> None:
+    """Raises `SettingsError` for what Keras would do with the model, and federated training leaves out in silence."""
+    constrained = [x.name for x in model.trainable_variables if getattr(x, "constraint", None) is not None]
+    masked = getattr(getattr(model, "output", None), "_keras_mask", None) is not None
+    active = [layer.name for layer in model._flatten_layers() if getattr(layer, "activity_regularizer", None) is not None]
+    for found, which, instead in (
+        (constrained, f"constraints on {', '.join(constrained)}", "Use a regularizer, or normalize the weights in a layer."),
+        (masked, "an output with a mask, as mask_zero=True makes it", "Leave out padding in the loss, by its ignore_class."),
+        (active, f"an activity regularizer in {', '.join(active)}", "Regularize the weights, or add the term to the loss."),
+    ):
+        if found:
+            raise SettingsError(
+                f"Expected {type(training).__name__}.build_model() to return a model that is trained as Keras does; found "
+                f"{which}, which federated training leaves out. {instead}"
+            )
 
 
 def _check_sums(training: Training, predictions: np.ndarray, labels: Any) -> None:
@@ -105,5 +124,5 @@ def evaluate(training: Training, run: Union[runs.RunDirectory, str, pathlib.Path
         return evaluate_model(compiled(model, training), data.test, training)
     except tf.errors.OpError as error:
         raise runs.RunError(
-            f"The model in {run.path} could not be tested on {data.name}: {runs.first_line(error.message)}."
+            f"The model in {run.path} could not be tested on {data.name}: {first_line(error.message)}."
         ) from error

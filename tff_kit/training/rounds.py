@@ -23,7 +23,7 @@ from rich.console import Console
 
 from tff_kit.algorithm import assembly, privacy
 from tff_kit.datasets import FederatedDataset, batches
-from tff_kit.errors import UserError
+from tff_kit.errors import UserError, first_line
 from tff_kit.experiment import Experiment, SettingsError
 from tff_kit.metrics import keras_names
 from tff_kit.runtime import cluster, sizing
@@ -97,7 +97,7 @@ def _traced(experiment: Experiment) -> Iterator[None]:
     except Exception as error:
         raise SettingsError(
             f"Expected model, loss, metrics and data of {type(experiment).__name__} to work in a TensorFlow graph, where TFF "
-            f"trains; found {type(error).__name__}: {runs.first_line(error)}."
+            f"trains; found {type(error).__name__}: {first_line(error)}."
         ) from error
 
 
@@ -254,7 +254,7 @@ class _Training:
             advice = f"The run goes on with --resume --logdir {self._run.path}"
             raise runs.RunError(f"{what} failed. {error} {advice} and --workers that answer.") from error
         except grpc.RpcError as error:
-            why = runs.first_line(error.details() if isinstance(error, grpc.Call) else error)
+            why = first_line(error.details() if isinstance(error, grpc.Call) else error)
             log = f" See also {self._run.worker_log}." if self._run.worker_log.exists() else ""
             raise runs.RunError(f"{what} failed on TFF's worker: {why}.{log}") from error
 

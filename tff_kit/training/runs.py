@@ -32,7 +32,7 @@ from typing import Any, Optional, TypeVar, Union
 import h5py
 import tensorflow as tf
 
-from tff_kit.errors import UserError
+from tff_kit.errors import UserError, first_line
 from tff_kit.experiment import Experiment, Training
 from tff_kit.training import settings, table
 
@@ -263,13 +263,6 @@ def told(run: RunDirectory) -> Iterator[None]:
         why = error.message if isinstance(error, tf.errors.OpError) else error
         go_on = f" Once that is mended, it goes on with --resume --logdir {run.path}." if run.settings.exists() else ""
         raise RunError(f"The training in {run.path} stopped: {first_line(why)}.{go_on}") from error
-
-
-def first_line(message: Any) -> str:
-    """Returns the first line of a message that tells something, without a stop at its end."""
-    lines = [line.strip() for line in str(message).strip().split("\n") if line.strip() and not line.strip().startswith("[[")]
-    # Keras puts the places in the code before what TensorFlow says.
-    return lines[-1 if lines[0].startswith("Graph execution error") else 0].rstrip(". ") if lines else ""
 
 
 @contextlib.contextmanager
