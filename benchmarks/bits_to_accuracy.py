@@ -40,7 +40,7 @@ _DITHERED_UP = "step:3,dithered+entropy/uniform:8"  # Nearest levels would leave
 _ROTATED_UP = "rotate+step:2.5,price=0.05,unbiased=yes+entropy/uniform:8"
 _COARSE_UP = "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8"
 _TUTORIAL: Settings = {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"}
-_LOW_RANK: Settings = {
+LOW_RANK: Settings = {
     "broadcast": "lowrank:32+step:0.5+entropy/uniform:8",
     "broadcast_change": True,
     "mean": "lowrank:16+step:0.5+entropy/uniform:6",
@@ -55,17 +55,17 @@ _ROTATED_AND_LOW_RANK: Settings = {
 _EMNIST: dict[str, Settings] = {
     _PLAIN: {},
     "tutorial": _TUTORIAL,
-    "low rank": _LOW_RANK,
-    "the same, with feedback": {**_LOW_RANK, "broadcast_feedback": True},
-    "low rank, only down": {**_LOW_RANK, "mean": "identity"},
-    "low rank, only up": {"mean": _LOW_RANK["mean"], "threshold": _LOW_RANK["threshold"]},
+    "low rank": LOW_RANK,
+    "the same, with feedback": {**LOW_RANK, "broadcast_feedback": True},
+    "low rank, only down": {**LOW_RANK, "mean": "identity"},
+    "low rank, only up": {"mean": LOW_RANK["mean"], "threshold": LOW_RANK["threshold"]},
     "lower rank": {
-        **_LOW_RANK,
+        **LOW_RANK,
         "broadcast": "lowrank:24+step:0.5+entropy/uniform:8",
         "mean": "lowrank:12+step:0.5+entropy/uniform:6",
     },
     "16 filters, nothing encoded": {"filters": 16},
-    "16 filters, low rank": {"filters": 16, **_LOW_RANK, "threshold": 500},
+    "16 filters, low rank": {"filters": 16, **LOW_RANK, "threshold": 500},
 }
 _KWS: dict[str, Settings] = {
     _PLAIN: {},
@@ -125,7 +125,7 @@ FEWEST_BITS: dict[str, Settings] = {"emnist": _EMNIST["low rank"], "kws": _KWS["
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
 
-def _flags(settings: Settings) -> str:
+def flags_of(settings: Settings) -> str:
     """Returns the settings as the command line takes them."""
     return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings.items())
 
@@ -147,7 +147,7 @@ def summary(finals: list[results.Row], encoders: dict[str, Settings]) -> list[re
     for name, runs in groups.items():
         row: results.Row = {
             "encoders": name,
-            "flags": _flags(encoders[name]),
+            "flags": flags_of(encoders[name]),
             "seeds": results.in_words(run["seed"] for run in runs),
         }
         for key, column in (("test_accuracy", "last_test"), ("last_tests", f"last_{_LAST}_tests")):

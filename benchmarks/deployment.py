@@ -13,8 +13,8 @@ from typing import Callable
 
 from benchmarks import results
 
-PYTHON = results.ROOT / ".venv-deploy" / "bin" / "python"
-TASK = "emnist"
+_PYTHON = results.ROOT / ".venv-deploy" / "bin" / "python"
+_TASK, _DATA = "emnist", "digits"
 _END_SECONDS = 60.0
 
 
@@ -23,8 +23,7 @@ class Deployment:
 
     Args:
       folder: Of credentials, data, logs and runs.
-      clients: Their ids in `data`.
-      data: As in `python -m tff_kit train emnist --data`.
+      clients: Their ids in scikit-learn's digits.
       address: Of the server, HOST:PORT.
       prefix: Returns what stands before a client's command, such as a network namespace to run it in.
     """
@@ -33,13 +32,12 @@ class Deployment:
         self,
         folder: pathlib.Path,
         clients: Sequence[str],
-        data: str,
         address: str,
         prefix: Callable[[str], Sequence[str]] = lambda client: (),
     ):
-        if not PYTHON.exists():
+        if not _PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
-        self._folder, self._clients, self._data, self._address, self._prefix = folder, clients, data, address, prefix
+        self._folder, self._clients, self._address, self._prefix = folder, clients, address, prefix
         self.processes: dict[str, subprocess.Popen] = {}  # Of the clients that have joined.
 
     @contextlib.contextmanager
@@ -47,12 +45,12 @@ class Deployment:
         """Keeps the clients at the address while the context lasts."""
         host = self._address.rpartition(":")[0]
         self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
-        self._run("partition", TASK, "--data", self._data, "--only", *self._clients, "--out", self._folder / "data")
+        self._run("partition", _TASK, "--data", _DATA, "--only", *self._clients, "--out", self._folder / "data")
         with contextlib.ExitStack() as stack:
             for client in self._clients:
                 own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
-                command = [*self._prefix(client), *_command("join", self._address, TASK, *own)]
+                command = [*self._prefix(client), *_command("join", self._address, _TASK, *own)]
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
                 self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
@@ -85,7 +83,7 @@ class Deployment:
 
     def _serve(self, name: str, settings: Sequence[str]) -> list[object]:
         where = ["--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", self._folder / name]
-        return ["serve", TASK, "--data", self._data, "--clients", len(self._clients), *settings, *where]
+        return ["serve", _TASK, "--data", _DATA, "--clients", len(self._clients), *settings, *where]
 
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
@@ -96,7 +94,7 @@ class Deployment:
 
 
 def _command(*arguments: object) -> list[str]:
-    return [str(PYTHON), "-m", "tff_kit", *map(str, arguments)]
+    return [str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
 
 
 def _environment() -> dict[str, str]:

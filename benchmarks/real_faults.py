@@ -54,7 +54,7 @@ def main(rounds: int = 100, every: int = 5, clients: int = 3, quick: bool = Fals
         rounds, every, clients = 3, 2, 1
     with tempfile.TemporaryDirectory() as folder:
         names = [f"form{i:02d}" for i in range(clients)]
-        deployed = deployment.Deployment(pathlib.Path(folder), names, "digits", deployment.free_address())
+        deployed = deployment.Deployment(pathlib.Path(folder), names, deployment.free_address())
         began = time.monotonic()
         with deployed.joined():
             faults, restarts = _train(deployed, rounds, every)

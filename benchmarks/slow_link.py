@@ -105,7 +105,7 @@ def main(accuracy: float = 0.95, rounds: int = 15, clients: int = 6) -> None:
     names = [f"form{i:02d}" for i in range(clients)]
     links, curves, rows = _Links(names), {}, []
     with tempfile.TemporaryDirectory() as folder, links.up():
-        deployed = deployment.Deployment(pathlib.Path(folder), names, "digits", f"{_NETWORK}.0.1:{_PORT}", links.prefix)
+        deployed = deployment.Deployment(pathlib.Path(folder), names, f"{_NETWORK}.0.1:{_PORT}", links.prefix)
         with deployed.joined():
             for name, flags in track(ENCODERS.items(), "encoders"):
                 settings = f"--rounds {rounds} {_SETTINGS} {flags}".split()

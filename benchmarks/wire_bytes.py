@@ -17,12 +17,12 @@ import tyro
 from rich.progress import track
 
 from benchmarks import deployment, results
+from benchmarks.bits_to_accuracy import LOW_RANK, flags_of
 
-_FEWEST = "--broadcast lowrank:32+step:0.5+entropy/uniform:8 --broadcast-change --mean lowrank:16+step:0.5+entropy/uniform:6"
 ENCODERS = {
     "nothing encoded": "",
     "8 bits": "--broadcast uniform:8 --mean uniform:8",
-    "fewest bits": f"{_FEWEST} --threshold 4000",
+    "fewest bits": flags_of(LOW_RANK),
 }
 # Settings that make an update of about this size, in kilobytes.
 _SIZES = {
@@ -55,7 +55,7 @@ def _sizes(folder: pathlib.Path, quick: bool) -> None:
     folder.mkdir()
     rows = []
     sizes = list(_SIZES)[:1] if quick else list(_SIZES)
-    deployed = deployment.Deployment(folder, ["form00"], "digits", deployment.free_address())
+    deployed = deployment.Deployment(folder, ["form00"], deployment.free_address())
     with deployed.joined():
         for kilobytes in track(sizes, "sizes"):
             metrics = deployed.train(f"{kilobytes}", ["--rounds", "4", *_SIZES[kilobytes].split()])
@@ -82,7 +82,7 @@ def _sizes(folder: pathlib.Path, quick: bool) -> None:
 def _encoders(folder: pathlib.Path, rounds: int, clients: int) -> None:
     folder.mkdir()
     rows: list[results.Row] = []
-    deployed = deployment.Deployment(folder, [f"form{i:02d}" for i in range(clients)], "digits", deployment.free_address())
+    deployed = deployment.Deployment(folder, [f"form{i:02d}" for i in range(clients)], deployment.free_address())
     with deployed.joined():
         for name, flags in track(ENCODERS.items(), "encoders"):
             settings = f"{_TRAINED} --rounds {rounds} {flags}".split()

@@ -47,11 +47,7 @@ def graphs_as_they_are():
     Programs of `start_program` and notebooks do the same. Examples of the documents and what else trains in a process of its own
     have their graphs optimized as ever.
     """
-    from tensorflow_federated.python.core.environments.tensorflow_backend import graph_optimizations
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_optimizations, "optimize_graph_spec", lambda graph, config: graph)
-        yield
+    exec(programs.AS_THEY_ARE)
 
 
 @pytest.fixture(scope="session")

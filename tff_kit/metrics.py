@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Callable
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -64,7 +64,7 @@ def keras_names(metrics: Sequence[Metric]) -> dict[str, str]:
     return {metric.name: keras_metric.name for metric, keras_metric in zip(metrics, build_metrics(metrics))}
 
 
-def match_rank(labels, rank: int):
+def match_rank(labels: Any, rank: int) -> Any:
     """Returns `labels` as Keras gives them to losses and metrics: of shape [n, 1] where predictions have two dimensions.
 
     Args:
