@@ -12,6 +12,7 @@ import pathlib
 import sys
 from typing import Optional
 
+import jupyter_client
 import nbclient
 import nbformat
 
@@ -22,8 +23,8 @@ class NotebookError(Exception):
     """A notebook that did not run, or whose outputs can't be kept. The message says where and why."""
 
 
-def execute(source: pathlib.Path, folder: Optional[pathlib.Path] = None) -> nbformat.NotebookNode:
-    """Returns the notebook in `source`, executed in `folder`, by default its own.
+def execute(source: pathlib.Path, kernel: Optional[jupyter_client.KernelManager] = None) -> nbformat.NotebookNode:
+    """Returns the notebook in `source`, executed in `kernel`, by default in one of its own that runs in the notebook's folder.
 
     Raises:
       NotebookError: If a cell fails, or an output names a folder of this machine.
@@ -31,12 +32,13 @@ def execute(source: pathlib.Path, folder: Optional[pathlib.Path] = None) -> nbfo
     notebook = nbformat.read(source, as_version=4)
     client = nbclient.NotebookClient(
         notebook,
+        km=kernel,
         timeout=_CELL_SECONDS,
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(folder or source.parent)}},
+        resources={"metadata": {"path": str(source.parent)}},
     )
     try:
         client.execute()

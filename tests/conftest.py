@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import types
 import wave
 
 import hypothesis
@@ -201,26 +203,54 @@ def write_speech(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def shared_worker():
-    """A worker that all trainings of a test process can compute on."""
+@pytest.fixture(scope="session", autouse=True)
+def one_worker():
+    """Lets all trainings of this process on one machine use one worker: to start one takes longer than to train a small model.
+
+    Programs of `start_program`, and trainings on several machines, have workers of their own.
+    """
     from tff_kit import runtime
-
-    worker = runtime.Worker()
-    yield worker
-    worker.stop()
-
-
-@pytest.fixture
-def one_worker(shared_worker, monkeypatch):
-    """Lets trainings use the shared worker: to start one takes longer than to train a small model."""
-    from tff_kit import runtime
-    from tff_kit.runtime import sizing
+    from tff_kit.runtime import cluster, sizing
     from tff_kit.training import rounds
 
-    @contextlib.contextmanager
-    def open_context(machines, sampled, log, note):
-        sizes = sizing.sizing_executor_factory(shared_worker)
-        yield runtime.create_context(sizes), sizes
+    open_context, worker = cluster.open_context, functools.cache(runtime.Worker)
 
-    monkeypatch.setattr(rounds.cluster, "open_context", open_context)
+    @contextlib.contextmanager
+    def open_shared(machines, sampled, log, note):
+        if machines != cluster.ONE_MACHINE:
+            with open_context(machines, sampled, log, note) as opened:
+                yield opened
+        else:
+            sizes = sizing.sizing_executor_factory(worker())
+            yield runtime.create_context(sizes), sizes
+
+    # In the training alone, since tests of the cluster call the other one by its own name.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "cluster", types.SimpleNamespace(**{**vars(cluster), "open_context": open_shared}))
+        yield
+    if worker.cache_info().currsize:
+        worker().stop()
+
+
+@pytest.fixture(scope="module")
+def built_once():
+    """Lets a module's trainings with equal settings share their graphs, which take long to build. Their data are equal, too."""
+    from tff_kit.runtime import worker
+    from tff_kit.training import rounds
+
+    build, built = rounds.assembly.build_process, {}
+
+    def build_process(experiment, data, weights):
+        if weights is not None:  # They are in the graph.
+            return build(experiment, data, weights)
+        settings = dataclasses.asdict(dataclasses.replace(experiment, rounds=1, eval_every=1))
+        key = type(experiment), str(settings), data.client_ids
+        if key not in built:
+            built.clear()  # Of one experiment at a time, since a worker keeps what was built.
+            built[key] = build(experiment, data, weights)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds.assembly, "build_process", build_process)
+        patch.setattr(worker.create_context, "__defaults__", (functools.lru_cache(8)(worker.compile_native),))
+        yield

@@ -4,7 +4,6 @@ Each combination works, to the values that it has to have, or is refused with on
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -180,22 +179,6 @@ class Task(tff_kit.Experiment):
 
     def build_loss(self):
         return CASES[self.case].loss()
-
-
-@pytest.fixture
-def built_once(monkeypatch, one_worker):
-    """Lets the trainings of a test share their graphs: those of a resumed run are equal, and to build them takes longest."""
-    from tff_kit.runtime import worker
-    from tff_kit.training import rounds
-
-    build, processes = rounds.assembly.build_process, []
-
-    def build_process(*arguments):
-        processes[:] = processes or [build(*arguments)]
-        return processes[0]
-
-    monkeypatch.setattr(rounds.assembly, "build_process", build_process)
-    monkeypatch.setattr(worker.create_context, "__defaults__", (functools.lru_cache(worker.compile_native),))
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ KINDS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_step_loss_and_metric_are_those_of_keras(kind, one_worker, tmp_path):
+def test_step_loss_and_metric_are_those_of_keras(kind, tmp_path):
     task = kind()
     weights, loss, measured = train_by_keras(task)
     run = tff_kit.train(task, tmp_path / "run")
@@ -187,7 +187,7 @@ class ReadsById(Task):
 
 
 @pytest.mark.slow
-def test_a_reader_may_compare_client_ids(one_worker, tmp_path):
+def test_a_reader_may_compare_client_ids(tmp_path):
     [row] = tff_kit.train(ReadsById(), tmp_path / "run").read_metrics()
     model, loss, expected = Task().build_model(), Task().build_loss(), 0.0
     for name, size in SIZES.items():
@@ -215,7 +215,7 @@ class Counted(Task):
 
 
 @pytest.mark.slow
-def test_metrics_that_keras_numbers_are_measured_by_their_own_names(one_worker, tmp_path):
+def test_metrics_that_keras_numbers_are_measured_by_their_own_names(tmp_path):
     [row] = tff_kit.train(Counted(), tmp_path / "run").read_metrics()
     known = slice(0, TEST.start)
     p, y = Counted().build_model()(X[known]).numpy()[:, 0], Y[known]
@@ -287,7 +287,7 @@ REFUSED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_lost_or_fail_is_refused_with_one_sentence(name, one_worker, tmp_path):
+def test_what_would_be_lost_or_fail_is_refused_with_one_sentence(name, tmp_path):
     changes, message = REFUSED[name]
     task = type("Refused", (Task,), changes)()
     with pytest.raises(UserError, match=message) as refused:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import jupyter_client
 import nbformat
 import pytest
 from conftest import ROOT
@@ -16,20 +17,31 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """A folder beside the package, as in a clone, in which notebooks run at reduced size."""
-    (tmp_path / "tff_kit").symlink_to(ROOT / "tff_kit")
-    (tmp_path / "notebooks").mkdir()
-    for name, value in {"NOTEBOOKS": "small", "EMNIST": "digits", "EMBEDDINGS": "demo"}.items():
-        monkeypatch.setenv(f"TFF_KIT_{name}", value)
-    for name in ("TFF_KIT_SPEECH", "TFF_KIT_WHISPER"):
-        monkeypatch.delenv(name, raising=False)
-    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    clone = tmp_path_factory.mktemp("clone")
+    (clone / "tff_kit").symlink_to(ROOT / "tff_kit")
+    (clone / "notebooks").mkdir()
+    startup = clone / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "as_they_are.py").write_text(AS_THEY_ARE)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    return tmp_path / "notebooks"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"NOTEBOOKS": "small", "EMNIST": "digits", "EMBEDDINGS": "demo"}.items():
+            patch.setenv(f"TFF_KIT_{name}", value)
+        for name in ("TFF_KIT_SPEECH", "TFF_KIT_WHISPER"):
+            patch.delenv(name, raising=False)
+        patch.setenv("IPYTHONDIR", str(clone / "ipython"))
+        yield clone / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def kernel(folder):
+    """One kernel for all notebooks, each of which begins without the names of the one before: TensorFlow takes long to start."""
+    manager = jupyter_client.KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(folder))
+    yield manager
+    manager.shutdown_kernel(now=True)
 
 
 def test_there_are_four():
@@ -39,8 +51,12 @@ def test_there_are_four():
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_it_runs_and_its_claims_hold(path, folder):
-    executed = run_notebooks.execute(path, folder)
+def test_it_runs_and_its_claims_hold(path, kernel):
+    client = kernel.blocking_client()
+    client.start_channels()
+    client.execute_interactive("%reset -f", timeout=60)
+    client.stop_channels()
+    executed = run_notebooks.execute(path, kernel=kernel)
     assert "All claims hold." in str(executed.cells[-1].outputs)
     for cell in executed.cells:
         assert not ("browser" in cell.metadata.get("tags", []) and cell.outputs)

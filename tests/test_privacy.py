@@ -155,6 +155,7 @@ def test_what_crosses_is_counted_exactly_and_secure_means_secure(kind, digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("built_once")
 def test_a_run_goes_on_with_its_clipping_norm_counts_bits_and_tells_epsilon(tmp_path, capsys):
     settings = ["--data", "digits", "--filters", "2", "--clients", "5", "--broadcast", "uniform:8", "--dropout", "0.3"]
     private = ["--noise-multiplier", "0.5", "--no-weighted", "--secure", "--eval-every", "1"]

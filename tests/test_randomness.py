@@ -40,7 +40,7 @@ def _losses(run):
 
 
 @pytest.mark.slow
-def test_a_run_with_dropout_is_repeated_bit_for_bit_also_when_it_goes_on(one_worker, tmp_path):
+def test_a_run_with_dropout_is_repeated_bit_for_bit_also_when_it_goes_on(tmp_path):
     whole = _losses(tff_kit.train(Task(rounds=4), tmp_path / "whole"))
     tff_kit.train(Task(rounds=2), tmp_path / "parts")
     assert _losses(tff_kit.train(Task(rounds=4), tmp_path / "parts", resume=True)) == whole

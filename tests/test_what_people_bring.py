@@ -73,7 +73,7 @@ def _rows(run, *without):
 
 
 @pytest.mark.slow
-def test_changes_of_pretrained_weights_arrive_and_the_weights_are_counted_once_a_client(one_worker, tmp_path):
+def test_changes_of_pretrained_weights_arrive_and_the_weights_are_counted_once_a_client(tmp_path):
     settings = {"rounds": 6, "clients": 3, "eval_every": 3, "dropout": 0.2}
     whole = tff_kit.train(Pretrained(**settings), tmp_path / "whole")
     change = tff_kit.train(Pretrained(**settings, broadcast_change=True), tmp_path / "change")
@@ -90,7 +90,7 @@ def test_changes_of_pretrained_weights_arrive_and_the_weights_are_counted_once_a
 
 
 @pytest.mark.slow
-def test_changes_of_weights_without_a_seed_go_on_from_the_same_ones(one_worker, tmp_path):
+def test_changes_of_weights_without_a_seed_go_on_from_the_same_ones(tmp_path):
     experiment = Unseeded(rounds=2, eval_every=1, broadcast="uniform:8", threshold=0, broadcast_change=True)
     tff_kit.train(dataclasses.replace(experiment, rounds=1), tmp_path / "run")
     run = tff_kit.train(experiment, tmp_path / "run", resume=True)
@@ -125,9 +125,7 @@ class WithEmptyClients(Task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("empty", "infinite"), [(2, 1), (0, 2), (5, 0), (3, 2)])
-def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_empty(
-    empty, infinite, one_worker, tmp_path, capsys
-):
+def test_clients_without_examples_are_no_broken_updates_and_nothing_measured_is_empty(empty, infinite, tmp_path, capsys):
     run = tff_kit.train(WithEmptyClients(rounds=1, empty=empty, infinite=infinite), tmp_path / "run")
     (row,) = run.read_metrics()
     assert (row["clients_empty"], row["clients_left_out"]) == (empty, infinite)
@@ -157,7 +155,7 @@ def test_own_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_model_with_code_in_it_is_evaluated(one_worker, tmp_path):
+def test_a_model_with_code_in_it_is_evaluated(tmp_path):
     run = tff_kit.train(WithLambda(rounds=1), tmp_path / "run")
     found = tff_kit.evaluate(WithLambda(), run)
     assert found["loss"] == pytest.approx(run.read_metrics()[-1]["test_loss"], rel=1e-6)
@@ -174,7 +172,7 @@ def test_a_model_with_code_in_it_is_evaluated(one_worker, tmp_path):
 
 
 @pytest.mark.slow
-def test_ids_of_clients_are_any_strings(one_worker, tmp_path):
+def test_ids_of_clients_are_any_strings(tmp_path):
     ids = ("Köln", "日本", "a/b", "a\0", "a", "")
 
     class Task2(Task):
@@ -252,7 +250,7 @@ def test_no_damage_goes_unnoticed(damage, stored, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(one_worker, tmp_path, capsys):
+def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, capsys):
     whole = tff_kit.train(Task(rounds=3, eval_every=1), tmp_path / "whole")
     tff_kit.train(Task(rounds=2, eval_every=1), tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
@@ -269,7 +267,7 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one_and_says_so(one_
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_from_other_clients_or_without_the_rows_of_its_rounds(one_worker, tmp_path, capsys):
+def test_a_run_does_not_go_on_from_other_clients_or_without_the_rows_of_its_rounds(tmp_path, capsys):
     class Renamed(Task):
         def load_data(self):
             data = super().load_data()
@@ -335,7 +333,7 @@ def test_settings_that_json_can_not_keep_are_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_a_run_with_a_path_in_its_settings_goes_on(one_worker, tmp_path):
+def test_a_run_with_a_path_in_its_settings_goes_on(tmp_path):
     tff_kit.train(WithSettings(rounds=1), tmp_path / "run")
     tff_kit.train(WithSettings(rounds=2), tmp_path / "run", resume=True)
     with pytest.raises(runs.RunError, match="folder a/b then, e now"):
@@ -396,7 +394,7 @@ class WithWrongLabels(Task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("of_clients", "where"), [(True, "Round 1 failed on TFF's worker: "), (False, "to fit wrong, ")])
-def test_labels_that_are_no_class_end_the_training_with_a_sentence(of_clients, where, one_worker, tmp_path):
+def test_labels_that_are_no_class_end_the_training_with_a_sentence(of_clients, where, tmp_path):
     with pytest.raises(UserError) as refused:
         tff_kit.train(WithWrongLabels(rounds=1, clients=1, of_clients=of_clients), tmp_path / "run")
     (line,) = str(refused.value).split("\n")
