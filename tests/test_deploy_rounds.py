@@ -1,6 +1,8 @@
 """A deployment without a network: server and nodes in one process, with the rounds of the simulation; faults are counted."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from local_link import LocalLink
 
 from tff_kit import datasets, encoders
 from tff_kit.algorithm import assembly
-from tff_kit.deploy import messages, optimizers, rounds
+from tff_kit.deploy import checkpoints, messages, optimizers, rounds
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.node import Node
 from tff_kit.experiment import Experiment, SettingsError
@@ -229,6 +231,46 @@ def test_what_federated_training_would_leave_out_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"constraints on .*kernel.*leaves out"):
         rounds.train(Bounded(), LocalLink([]), PATIENT, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_ends_the_run_in_a_sentence_and_nobody_counts_twice(tmp_path, answers, monkeypatch):
+    save = checkpoints.save
+
+    def save_one(folder, round_num, *rest):
+        if round_num == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(folder, round_num, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", save_one)
+        with pytest.raises(runs.RunError, match=r"stopped: .*No space left on device.* it goes on with --resume"):
+            deploy(tmp_path / "full", answers, rounds=3)
+    resumed, whole = deploy(tmp_path / "full", answers, resume=True, rounds=3), deploy(tmp_path / "whole", answers, rounds=3)
+    timeless = [[{**row, "seconds": 0} for row in run.read_metrics()] for run in (resumed, whole)]
+    assert timeless[0] == timeless[1]
+    for a, b in zip(resumed.load_model().get_weights(), whole.load_model().get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+class OtherPoints(Points):
+    """The same task, as a version of it that has another model."""
+
+    def build_model(self):
+        return tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(8,))])
+
+
+def test_client_with_another_model_is_dropped_with_the_reason(tmp_path, answers, capsys):
+    run = deploy(tmp_path, [*answers[:2], Node(OtherPoints, "all", "cleo").answer])
+    assert [row["clients_dropped"] for row in run.read_metrics()] == [1, 1]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Round 2: client cleo does not take part. Expected a broadcast by identity (digest " in said
+    assert "both sides need the same SPEC, threshold and model." in said
+
+
+def test_client_without_the_servers_encoder_says_so():
+    settings = messages.Settings("points", {"mean": "newer:8"}).pack()
+    refusal = messages.unpack(Node(Points, "all", "anna").answer(settings))
+    assert refusal.sentence.startswith("--mean: Expected STAGE") and refusal.sentence.endswith("found 'newer' in 'newer:8'.")
 
 
 def test_too_few_clients_end_the_run_in_a_sentence(tmp_path, answers):
