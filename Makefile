@@ -13,6 +13,11 @@ PYTHON := .venv/bin/python
 SPEECH ?= speech_commands
 WHISPER ?= openai/whisper-tiny
 STORE ?= embeddings
+SAM ?= facebook/sam-vit-base
+IMAGES ?= images
+SAM_STORE ?= demo
+# The demo's decoder is drawn at random, and needs more than the example's learning rate and ten rounds of two clients.
+SAM_SETTINGS = --data $(SAM_STORE) --seed $(SEED) $(if $(filter demo,$(SAM_STORE)),--client-lr 3e-3 --clients 4 --local-epochs 2) $(ARGS)
 KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed
@@ -21,7 +26,7 @@ DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
+.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized embeddings-sam train-sam train-sam-compressed tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -53,6 +58,15 @@ train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding in bo
 
 train-kws-centralized: setup ## Trains keyword spotting without federation, for comparison.
 	@$(PYTHON) -m tff_kit train kws-centralized --data $(STORE) --seed $(SEED) $(ARGS)
+
+embeddings-sam: setup ## Makes the embeddings for segmentation: IMAGES=folder, SAM=id, folder or tiny, SAM_STORE=output folder.
+	@$(PYTHON) -m tff_kit embed sam --images $(IMAGES) --sam $(SAM) --out $(SAM_STORE) $(ARGS)
+
+train-sam: setup ## Trains SAM's mask decoder on SAM_STORE=folder or SAM_STORE=demo, without encoding.
+	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) $(SAM_SETTINGS)
+
+train-sam-compressed: setup ## Trains SAM's mask decoder with 8-bit encoding in both directions.
+	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --broadcast uniform:8 --mean uniform:8 $(SAM_SETTINGS)
 
 tensorboard: setup ## Shows the curves of all runs in logs/ in TensorBoard.
 	@.venv/bin/tensorboard --logdir logs

@@ -1,18 +1,19 @@
 """A store of embeddings on disk. The frozen encoder makes them once for each clip, and clients train on them in every round.
 
+A clip is what the encoder is given at a time: a second of sound, or an image.
+
 A store is a folder:
 
     store.json                    the description: the fields of `Store`
-    clients/<id>.labels           one byte for each clip
+    clients/<id>.labels           one byte for each clip; or what a task keeps of its examples, `label_bytes` for each
     clients/<id>/000000, ...      one file for each clip's embeddings, numbered in the labels' order
     validation.labels, ...        the same for the held-out speakers
     test.labels, ...
 
 A worker reads only the clips that it trains on, in the order in which it draws them, with TensorFlow's own operations. Its
 memory holds a few batches, however large the store is. Each clip has a file of its own because no TensorFlow operation reads
-from the middle of a
-file: `FixedLengthRecordDataset` reads through the header that it skips, so a clip of a client with 160 clips cost eight times
-  as much.
+from the middle of a file: `FixedLengthRecordDataset` reads through the header that it skips, so a clip of a client with 160
+clips cost eight times as much.
 
 A file contains
 
@@ -51,15 +52,17 @@ class Store:
       name: The data, in a few words.
       model: The hub id or folder name of the encoder.
       weights_sha256: SHA-256 of the encoder's weights.
-      window: The sound that the encoder was given, by the encoder's name for it, such as "30s".
+      window: What the encoder was given of a clip, by the encoder's name for it, such as "30s" or "1024px".
       positions: Number of embeddings a clip.
       width: Number of elements of an embedding.
       dtype: "float16" or "int8".
-      speakers_per_client: Number of speakers of a client.
+      speakers_per_client: Number of speakers of a client; 1 where data says who a client is.
       clips_sha256: SHA-256 of all clips' names, crops, labels and alterations in order. It is equal for equal data.
       clips: The number of clips in each folder, in the order in which the folders are written.
       copies: Number of altered copies of each training clip.
       notes: Sentences that a user should read before trusting a result on this data.
+      label_bytes: Size of a label, in bytes.
+      examples: The number of labels of each folder; empty where each clip has one.
       relative_error: The error of storing: the norm of (stored - computed) divided by the norm of computed, over up to 64 clips
         that were read back from the finished store. `None` while the store is not finished.
       version: The version of this layout.
@@ -77,6 +80,8 @@ class Store:
     clips_sha256: str
     clips: Mapping[str, int]
     copies: int = 0
+    label_bytes: int = 1
+    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     relative_error: Optional[float] = None
     version: int = VERSION
@@ -92,13 +97,23 @@ class Store:
         return sum(self.clips.values())
 
     @property
+    def num_bytes(self) -> int:
+        """The size of all clips and labels, in bytes."""
+        return self.num_clips * self.record_bytes + sum(map(self.num_labels, self.clips)) * self.label_bytes
+
+    @property
     def client_ids(self) -> tuple[str, ...]:
         """All clients, including those with too few clips to train."""
         return tuple(name.split("/")[1] for name in self.clips if name.startswith("clients/"))
 
+    def num_labels(self, name: str) -> int:
+        """The number of labels of one folder of clips, such as "clients/0000" or "test"."""
+        return self.examples[name] if self.examples else self.clips[name]
+
     def labels(self, name: str) -> np.ndarray:
-        """The labels of one folder of clips, such as "clients/0000" or "test"."""
-        return np.fromfile(self.folder / f"{name}.labels", np.uint8)
+        """The labels of one folder of clips, uint8 [labels]; or [labels, label_bytes] where they have more than a byte."""
+        read = np.fromfile(self.folder / f"{name}.labels", np.uint8)
+        return read if self.label_bytes == 1 else read.reshape(-1, self.label_bytes)
 
     @property
     def client_labels(self) -> dict[str, np.ndarray]:
@@ -112,26 +127,34 @@ def record_bytes(positions: int, width: int, dtype: str) -> int:
     return positions * width * 2 if dtype == "float16" else positions * (2 + width)
 
 
-def open_store(folder: os.PathLike, window: Optional[str] = None, weights_sha256: Optional[str] = None) -> Store:
+SPEECH = (
+    "Make one from a folder of Speech Commands with make embeddings SPEECH=FOLDER STORE=FOLDER (python -m tff_kit embed), or use "
+    "synthetic embeddings with STORE=demo (--data demo)."
+)
+
+
+def open_store(
+    folder: os.PathLike,
+    window: Optional[str] = None,
+    weights_sha256: Optional[str] = None,
+    how: str = SPEECH,
+) -> Store:
     """Returns the description of the finished store in `folder`.
 
     Args:
       folder: The store's folder.
       window: The window that the store must have been made with; `None` for any.
       weights_sha256: SHA-256 of the encoder that the store must have been made with; `None` for any.
+      how: A sentence on how to make a store, for messages.
 
     Raises:
       DataError: If there is no store, the store is unfinished or was changed, or it was made with another encoder or window.
     """
     store = read_description(pathlib.Path(folder))
     if store is None:
-        raise DataError(
-            f"Expected a store of embeddings in {folder}, found none. Make one from a folder of Speech Commands with make "
-            "embeddings SPEECH=FOLDER STORE=FOLDER (python -m tff_kit embed), or use synthetic embeddings with STORE=demo "
-            "(--data demo)."
-        )
-    for name, count in store.clips.items():
-        _check_size(store, pathlib.Path(f"{name}.labels"), count)
+        raise DataError(f"Expected a store of embeddings in {folder}, found none. {how}")
+    for name in store.clips:
+        _check_size(store, pathlib.Path(f"{name}.labels"), store.num_labels(name) * store.label_bytes)
     done = count_done(store)
     if store.relative_error is None:
         raise DataError(
@@ -161,7 +184,8 @@ def write_client(store: Store, client: str, folder: pathlib.Path) -> None:
     shutil.copyfile(store.folder / f"{name}.labels", folder / f"{name}.labels")
     for held_out in ("validation", "test"):
         (folder / f"{held_out}.labels").touch()
-    write_description(dataclasses.replace(store, folder=folder, clips={name: store.clips[name]}))
+    examples = {name: store.num_labels(name)} if store.examples else {}
+    write_description(dataclasses.replace(store, folder=folder, clips={name: store.clips[name]}, examples=examples))
 
 
 def clip_files(store: Store) -> list[pathlib.Path]:

@@ -36,7 +36,7 @@ def write(
 
     Args:
       store: The description of the store, with its folder.
-      labels: The labels of each folder of clips, uint8 [clips].
+      labels: The labels of each folder of clips, uint8 [labels] or [labels, label_bytes]; one folder's are asked for at a time.
       embeddings: Maps the numbers of at most `batch_size` clips, counted through all folders, to their embeddings, float32
         [clips, positions, width].
       batch_size: Number of clips that are embedded together.
@@ -60,7 +60,7 @@ def write(
                     return stores.open_store(store.folder)
             else:
                 _check_empty(store)
-                disk.require_room(store.folder, store.num_clips * (store.record_bytes + 1))
+                disk.require_room(store.folder, store.num_bytes)
                 for name, values in labels.items():
                     (store.folder / name).mkdir(exist_ok=True)
                     (store.folder / f"{name}.labels").write_bytes(values.tobytes())

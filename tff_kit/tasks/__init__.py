@@ -18,6 +18,8 @@ TASKS: Mapping[str, str] = {
     "emnist": "tff_kit.tasks.emnist:Emnist",
     "kws": "tff_kit.tasks.keywords:KeywordSpotting",
     "kws-centralized": "tff_kit.tasks.keywords:CentralizedKeywordSpotting",
+    "sam": "tff_kit.tasks.segmentation:Segmentation",
+    "sam-centralized": "tff_kit.tasks.segmentation:CentralizedSegmentation",
 }
 """From a task's name on the command line to its settings, MODULE:CLASS."""
 

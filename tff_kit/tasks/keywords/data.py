@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets.federated import DataError, PooledDataset
+from tff_kit.embeddings import reader
 from tff_kit.embeddings import store as stores
 from tff_kit.tasks.keywords.speech_commands import CLASS_NAMES
 
 BATCH_SIZE = 8
 """The batch size of Flower's example."""
 _TEST_BATCH_SIZE = 32
-_PREFETCH = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +75,18 @@ def load(
 
     def client_dataset(client_id: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
         path = tf.strings.join([root, "/clients/", client_id])
-        labels = _read_labels(path)
+        labels = _classes(reader.read_labels(path))
         whole = tf.size(labels) // batch_size * batch_size
         own = tf.strings.to_hash_bucket_fast(client_id, 2**31 - 1)  # clients with equal labels draw differently
         seed = tf.stack([tf.cast(seed, tf.int64), own])
 
         def draw(epoch: tf.Tensor) -> tf.Tensor:
             of_epoch = tf.random.experimental.stateless_fold_in(seed, epoch)
-            drawn = _draw_balanced(labels, of_epoch) if balanced else _shuffled(tf.size(labels), of_epoch)
+            drawn = _draw_balanced(labels, of_epoch) if balanced else reader.shuffled(tf.size(labels), of_epoch)
             return drawn[:whole]
 
         drawn = tf.reshape(tf.map_fn(draw, tf.range(local_epochs, dtype=tf.int64)), [-1])
-        return _batches(store, _clips(path, drawn, tf.gather(labels, drawn)), batch_size)
+        return reader.batches(store, path, drawn, tf.gather(labels, drawn), batch_size)
 
     names = [f"clients/{client}" for client in store.client_ids]
     of_file = [store.labels(name) for name in names]
@@ -99,8 +99,8 @@ def load(
         record = tf.constant(np.concatenate([np.arange(len(x)) for x in of_file]))
         drawn = _draw_balanced(labels, tf.stack([tf.cast(seed, tf.int64), tf.constant(-1, tf.int64)]))
         drawn = drawn[: all_batches * batch_size]
-        clips = _clips(tf.gather(paths, tf.gather(file, drawn)), tf.gather(record, drawn), tf.gather(labels, drawn))
-        return _batches(store, clips, batch_size)
+        folders, records = tf.gather(paths, tf.gather(file, drawn)), tf.gather(record, drawn)
+        return reader.batches(store, folders, records, tf.gather(labels, drawn), batch_size)
 
     return EmbeddingDataset(
         name=store.name,
@@ -116,13 +116,6 @@ def load(
     )
 
 
-# Reading: TensorFlow's own operations only, since a worker has no others.
-
-
-def _shuffled(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    return tf.random.experimental.stateless_shuffle(tf.range(tf.cast(count, tf.int64)), seed)
-
-
 def _draw_balanced(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws as many clips as there are, with replacement.
 
@@ -134,22 +127,10 @@ def _draw_balanced(labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_categorical(tf.math.log(weights)[tf.newaxis], count, seed, dtype=tf.int64)[0]
 
 
-def _clips(folder: tf.Tensor, number: tf.Tensor, label: tf.Tensor) -> tf.data.Dataset:
-    """Returns a dataset of (path of the clip, label) from int [n] numbers and int32 [n] labels."""
-    names = tf.strings.as_string(number, width=stores.DIGITS, fill="0")  # Of all at once, which is faster than one by one.
-    return tf.data.Dataset.from_tensor_slices((tf.strings.join([folder, "/", names]), label))
-
-
-def _batches(store: stores.Store, clips: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """From a dataset of `_clips` to batches of embeddings and labels."""
-    batches = clips.map(lambda path, label: (tf.io.read_file(path), label)).batch(batch_size)
-    return batches.map(lambda raw, label: (stores.decode(store, raw), label)).prefetch(_PREFETCH)
-
-
 def _in_order(store: stores.Store, path: str) -> tf.data.Dataset:
-    labels = _read_labels(tf.constant(path))
-    return _batches(store, _clips(tf.constant(path), tf.range(tf.size(labels)), labels), _TEST_BATCH_SIZE)
+    labels = _classes(reader.read_labels(tf.constant(path)))
+    return reader.batches(store, tf.constant(path), tf.range(tf.size(labels)), labels, _TEST_BATCH_SIZE)
 
 
-def _read_labels(path: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.io.decode_raw(tf.io.read_file(path + ".labels"), tf.uint8), tf.int32)
+def _classes(labels: tf.Tensor) -> tf.Tensor:
+    return tf.cast(labels[:, 0], tf.int32)

@@ -10,17 +10,16 @@ from the first 50 of the long window, where every position attends to the zeros 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
 import pathlib
-import re
 from typing import Callable, Union
 
 import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets.federated import DataError
+from tff_kit.embeddings import frozen
+from tff_kit.embeddings.frozen import Encoder
 from tff_kit.tasks.keywords.speech_commands import SAMPLE_RATE
 
 DEFAULT_MODEL = "openai/whisper-tiny"
@@ -31,30 +30,6 @@ _POSITIONS_PER_SECOND = 50
 _FRAME_SAMPLES = 400  # of the log-mel spectrogram that Whisper was trained on
 _HOP_SAMPLES = 160
 _FLOOR = 1e-10
-_CONNECT_SECONDS = 5.0
-_FILES = ("config.json", "model.safetensors")
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """Whisper's encoder with one window.
-
-    Attributes:
-      model: The hub id or the local folder's name of the weights.
-      weights_sha256: SHA-256 of the encoder's weights as float32. Equal weights in different files have the same one.
-      window: A key of `WINDOWS`.
-      positions: Number of embeddings a clip: 1500 for 30 s, 50 for 1 s.
-      width: Number of elements of an embedding.
-      embed: A `tf.function` from clips, float32 [batch, 16000], to embeddings, float32 [batch, positions, width]. Keep the
-        batch size the same from call to call.
-    """
-
-    model: str
-    weights_sha256: str
-    window: str
-    positions: int
-    width: int
-    embed: Callable[[tf.Tensor], tf.Tensor]
 
 
 def positions(window: str) -> int:
@@ -84,7 +59,7 @@ def load_encoder(model: Union[str, os.PathLike] = DEFAULT_MODEL, window: str = "
       ValueError: If there is no such window.
     """
     count = positions(window)
-    folder = _find(os.fspath(model))
+    folder = frozen.find_model(os.fspath(model), "Whisper", DEFAULT_MODEL)
     config, encoder = _load(folder)
     if count > config.max_source_positions:
         raise DataError(f"Expected an encoder of {count} positions in {folder}, found {config.max_source_positions}.")
@@ -95,8 +70,8 @@ def load_encoder(model: Union[str, os.PathLike] = DEFAULT_MODEL, window: str = "
     def embed(clips):
         return tf.ensure_shape(encoder(log_mel(clips), training=False)[0], [None, count, config.d_model])
 
-    name = folder.name if pathlib.Path(model).is_dir() else os.fspath(model)
-    return Encoder(name, _sha256(encoder.weights), window, count, config.d_model, embed)
+    weights = [weight.numpy() for weight in encoder.weights]
+    return Encoder(frozen.model_name(model), frozen.sha256(weights), window, count, config.d_model, embed)
 
 
 def log_mel_fn(mel_bins: int, seconds: int) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -143,72 +118,16 @@ def _windowed_fourier() -> np.ndarray:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * hann[:, np.newaxis]
 
 
-def _find(model: str) -> pathlib.Path:
-    """Returns the folder with the model's files. Downloads them from the hub if they are missing."""
-    folder = pathlib.Path(model).expanduser()
-    if folder.is_dir():
-        missing = [name for name in _FILES if not (folder / name).is_file()]
-        if missing:
-            raise DataError(f"Expected {' and '.join(_FILES)} in {folder}, found no {' and no '.join(missing)}.")
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-        raise DataError(
-            f"Expected a folder, or an id of the Hugging Face hub such as {DEFAULT_MODEL}; found {model!r}, which is neither."
-        )
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    cached = [huggingface_hub.try_to_load_from_cache(model, name) for name in _FILES]
-    if all(isinstance(path, str) for path in cached):
-        return pathlib.Path(str(cached[0])).parent
-    try:
-        # Without a network, downloads are retried for a long time. This request is made once.
-        huggingface_hub.model_info(model, timeout=_CONNECT_SECONDS)
-        paths = [huggingface_hub.hf_hub_download(model, name) for name in _FILES]
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(model) from error
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        raise DataError(
-            f"Expected a Whisper model {model} with {' and '.join(_FILES)} on the Hugging Face hub, found none. Check the id."
-        ) from error
-    except (OSError, errors.HfHubHTTPError) as error:  # OSError: any fault of the network.
-        raise _unreachable(model) from error
-    return pathlib.Path(paths[0]).parent
-
-
-def _unreachable(model: str) -> DataError:
-    return DataError(
-        f"Expected to find {model} on the Hugging Face hub, but it is not on this machine yet and the hub cannot be reached. "
-        "Try again with a network, or give a local folder with the model."
-    )
-
-
 def _load(folder: pathlib.Path):
     """Returns the model's configuration and its encoder, a Keras layer."""
     import transformers
 
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # It would warn that the decoder is missing, which is not needed.
-    try:
+    with frozen.reading("Whisper", folder):
         config = transformers.WhisperConfig.from_pretrained(folder)
-        if config.model_type != "whisper":
-            raise DataError(f"Expected a Whisper model in {folder}, found a {config.model_type} model.")
+        frozen.check_kind(config, "whisper", "Whisper", folder)
         config.decoder_layers = 1  # The decoder is never used.
         model, info = transformers.TFWhisperModel.from_pretrained(folder, config=config, output_loading_info=True)
-    except DataError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds of exceptions for broken files.
-        raise DataError(f"Expected Whisper's weights in {folder}, found files that cannot be read: {error}") from error
-    finally:
-        transformers.logging.set_verbosity(before)
     missing = [name for name in info["missing_keys"] if "encoder" in name.split("/")[0].split(".") or "/encoder/" in name]
     if missing or info["mismatched_keys"]:
         raise DataError(f"Expected all weights of the encoder in {folder}, found none for {missing or info['mismatched_keys']}.")
     return config, model.model.encoder
-
-
-def _sha256(weights: list) -> str:
-    digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight.numpy(), "<f4").tobytes())
-    return digest.hexdigest()
