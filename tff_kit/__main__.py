@@ -30,6 +30,8 @@ _USAGE = """usage: python -m tff_kit COMMAND TASK [SETTINGS]
   credential        make the keys of a server and of the clients that may join it
   worker            compute for trainings that name this machine in --workers
   embed             make the embeddings that the task kws trains on, from a folder of Speech Commands
+  embed sam         make the embeddings that the task sam trains on, from a folder of images and masks
+  export sam        write a trained mask decoder as safetensors in Hugging Face's names
   plot partitions   draw how many clips, and of which classes, the clients of a folder of embeddings have
   plot cifar10      draw how many pictures, and of which classes, the clients of CIFAR-10 have
 
@@ -45,6 +47,8 @@ _COMMANDS = {
     "credential": "tff_kit.deploy.commands:credential",
     "worker": "tff_kit.runtime.commands:worker",
     "embed": "tff_kit.tasks.keywords.commands:embed",
+    "embed sam": "tff_kit.tasks.segmentation.commands:embed",
+    "export sam": "tff_kit.tasks.segmentation.commands:export",
     "plot cifar10": "tff_kit.tasks.cifar10.commands:plot_partitions",
     "plot partitions": "tff_kit.tasks.keywords.commands:plot_partitions",
 }
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         print(_usage())
         return 0
     command, task = (*arguments, "")[:2]
-    name = next((name for name in (command, f"{command} {task}") if name in _COMMANDS), None)
+    name = next((name for name in (f"{command} {task}", command) if name in _COMMANDS), None)
     if name:
         return _run(lambda: _find(_COMMANDS[name]), name, arguments[len(name.split()) :])
     if command in _TASK_COMMANDS and task in _tasks():

@@ -26,7 +26,7 @@ def embed(
     """Makes the embeddings of all images with SAM's encoder. The same command resumes an interrupted run.
 
     Args:
-        images: Folder with a subfolder of images and one of masks: PNG of the same names, 0 for no object and one value an object.
+        images: Folder with a subfolder of images and one of masks: PNG of the same names, 0 for no object, one value an object.
         out: Folder of the embeddings.
         sam: Id of a SAM on the Hugging Face hub, or a local folder with one; or tiny, a small one that nobody trained.
         image_folder: The subfolder of images.

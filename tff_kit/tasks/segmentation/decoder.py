@@ -18,6 +18,7 @@ from tff_kit.tasks.segmentation.sizes import Sizes, weight_shapes
 
 Weights = Mapping[str, Any]
 _UPSCALE_EPSILON = 1e-6
+_OF_OTHER_MASKS = (*(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)), "iou_prediction_head.")
 
 
 def create_decoder(
@@ -74,7 +75,9 @@ class MaskDecoder(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        return self.decode(inputs, masks=1)[0][:, 0]
+        # What makes the other masks, and their quality, has no gradient otherwise, of which Keras would warn: here it is zero.
+        unused = tf.add_n([tf.reduce_sum(x) for name, x in self._variables.items() if name.startswith(_OF_OTHER_MASKS)])
+        return self.decode(inputs, masks=1)[0][:, 0] + 0 * unused
 
     def decode(self, inputs: Mapping[str, tf.Tensor], masks: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns masks as logits, [batch, masks, side, side], and the predicted quality of all masks, [batch, all masks]."""

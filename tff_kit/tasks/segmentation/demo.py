@@ -1,7 +1,7 @@
 """Images to try everything with, made on the spot: real handwritten digits as objects, on textures that are made up.
 
-The digits are scikit-learn's, E. Alpaydin and C. Kaynak: Optical Recognition of Handwritten Digits. 1998. Each client has textures
-and ink of its own. They are written as a folder that a user could have, and read as one.
+The digits are scikit-learn's, E. Alpaydin and C. Kaynak: Optical Recognition of Handwritten Digits. 1998. Each client has
+textures and ink of its own. They are written as a folder that a user could have, and read as one.
 """
 
 from __future__ import annotations

@@ -165,9 +165,7 @@ def _owners_by_csv(found: Mapping[str, str], path: pathlib.Path, skipped: list[s
         if image not in names:
             skipped.append(f"{path.name}: {image} is named there, but is no image here")
         elif owners.setdefault(names[image], client) != client:
-            raise DataError(
-                f"Expected one client for each image in {path}, found {owners[names[image]]} and {client} of {image}."
-            )
+            raise DataError(f"Expected one client for each image in {path}, found others of {image}.")
     skipped += [f"{file}: no client in {path.name}" for file, name in names.items() if name not in owners]
     return owners
 

@@ -1,7 +1,7 @@
 """What clients minimize and what is measured: overlap of masks.
 
-The loss is Dice plus cross-entropy, as in Hugging Face's example of fine-tuning SAM, where it is MONAI's `DiceCELoss` with squared
-predictions. Dice: F. Milletari, N. Navab, S.-A. Ahmadi: V-Net. 3DV 2016, arXiv 1606.04797.
+The loss is Dice plus cross-entropy, as in Hugging Face's example of fine-tuning SAM, where it is MONAI's `DiceCELoss` with
+squared predictions. Dice: F. Milletari, N. Navab, S.-A. Ahmadi: V-Net. 3DV 2016, arXiv 1606.04797.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ def dice(masks: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 METRICS: Sequence[Metric] = (
-    Metric(
-        "intersection_over_union",
-        lambda: tf.keras.metrics.MeanMetricWrapper(intersection_over_union, name="intersection_over_union"),
-    ),
+    Metric("iou", lambda: tf.keras.metrics.MeanMetricWrapper(intersection_over_union, name="iou")),
     Metric("dice", lambda: tf.keras.metrics.MeanMetricWrapper(dice, name="dice")),
 )
 

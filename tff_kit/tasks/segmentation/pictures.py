@@ -1,4 +1,4 @@
-"""Reads one image or one mask as people have them: JPEG or PNG, grey, colour or with transparency, turned by EXIF, of any size."""
+"""Reads images and masks as people have them: JPEG or PNG, grey, colour or with transparency, turned by EXIF, of any size."""
 
 from __future__ import annotations
 

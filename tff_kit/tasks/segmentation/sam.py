@@ -27,7 +27,7 @@ DEFAULT_MODEL = "facebook/sam-vit-base"
 TINY = "tiny"
 _SEED = 0
 # Of ImageNet, as all published SAMs have it.
-_MEAN, _DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+_MEAN, _DEVIATION = (np.array(x, np.float32) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 _TINY = Sizes(image_size=128, patch_size=8, hidden_size=64, mlp_dim=256, num_attention_heads=4, iou_head_hidden_dim=64)
 
 

@@ -40,6 +40,8 @@ class Segmentation(Experiment):
     demo, tiny."""
     decoder: str = ""
     """safetensors of a mask decoder to start from. Empty for the SAM's own; tiny has none, and draws it from the seed."""
+    threshold: int = 1000
+    """A variable with more elements than this is large. The decoder has many matrices; all biases but two have fewer elements."""
     jitter: int = 20
     """How far the sides of a box are moved outwards: 0 to JITTER - 1 of 256ths of the image, drawn anew each time. As in Hugging
     Face's example, whose images have 256 pixels."""

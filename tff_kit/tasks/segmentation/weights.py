@@ -63,8 +63,8 @@ def load_decoder(path: os.PathLike, sizes: Sizes, encoder_sha256: str) -> dict[s
     trained_on = metadata.get(_ENCODER, encoder_sha256)
     if trained_on != encoder_sha256:
         raise DataError(
-            f"Expected a mask decoder for the encoder with weights {encoder_sha256[:12]}, which made the embeddings; found {path}, "
-            f"trained on those of {trained_on[:12]}. Make the embeddings with that encoder, or take another decoder."
+            f"Expected a mask decoder for the encoder with weights {encoder_sha256[:12]}, which made the embeddings; found "
+            f"{path}, trained on those of {trained_on[:12]}. Make the embeddings with that encoder, or take another decoder."
         )
     return {name: value.astype(np.float32) for name, value in found.items()}
 
