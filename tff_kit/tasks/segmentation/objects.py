@@ -50,10 +50,10 @@ def scale_mask(mask: np.ndarray, sizes: Sizes) -> np.ndarray:
       sizes: The sizes.
     """
     height, width = scaled_size(mask.shape, sizes.side)
-    covered = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR))
+    covered = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
     framed = np.zeros([sizes.side, sizes.side], bool)
     # An object that covers half of no element keeps the one that it covers most.
-    framed[:height, :width] = covered >= min(128, max(1, covered.max()))
+    framed[:height, :width] = covered >= min(0.5, covered.max())
     return framed
 
 
