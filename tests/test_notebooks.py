@@ -44,8 +44,8 @@ def kernel(folder):
     manager.shutdown_kernel(now=True)
 
 
-def test_there_are_four():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
+def test_there_are_five():
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.slow
