@@ -73,6 +73,12 @@ def _inputs(images=2):
     return pixels, boxes
 
 
+def _no_prompts(sizes):
+    """The weights of a prompt encoder that tells nothing."""
+    frequencies, *tokens = decoder.PROMPT_WEIGHTS
+    return {frequencies: np.zeros([2, sizes.hidden_size // 2]), **{name: np.zeros([1, sizes.hidden_size]) for name in tokens}}
+
+
 def _by_hand(sizes):
     """The number of weights from the architecture's description: all layers dense, attentions half as wide to the image."""
     c, n = sizes.hidden_size, sizes.hidden_size // 2
@@ -86,7 +92,7 @@ def _by_hand(sizes):
 
 
 def test_vit_bs_decoder_has_4_058_340_weights_which_are_129_866_880_bits():
-    model = decoder.create_decoder(Sizes(), {name: np.zeros([2, 128]) for name in decoder.PROMPT_WEIGHTS}, seed=0)
+    model = decoder.create_decoder(Sizes(), _no_prompts(Sizes()), seed=0)
     assert model.count_params() == _by_hand(Sizes()) == 4_058_340
     assert sum(int(np.prod(shape)) for shape in weight_shapes(Sizes()).values()) == 4_058_340
     assert not model.non_trainable_variables  # Nothing frozen crosses.
@@ -152,7 +158,7 @@ def test_encoder_and_decoder_are_those_of_pytorch(hub_folder, torch_python, tmp_
     prepared = np.stack([sam.prepare(x, TINY) for x in pixels])
     shutil.copy(hub_folder / "config.json", tmp_path)
     np.savez(tmp_path / "inputs.npz", pixels=prepared.transpose(0, 3, 1, 2), boxes=boxes)
-    fresh = decoder.create_decoder(TINY, {name: np.zeros([2, 32]) for name in decoder.PROMPT_WEIGHTS}, seed=5)
+    fresh = decoder.create_decoder(TINY, _no_prompts(TINY), seed=5)
     weights.save_decoder(fresh, tmp_path / "decoder.safetensors")
     arguments = [str(tmp_path), *([str(tmp_path / "decoder.safetensors")] if exported else [])]
     subprocess.run([torch_python, "-c", _PYTORCH, *arguments], check=True)
@@ -182,7 +188,7 @@ def test_safetensors_go_both_ways_bit_for_bit(loaded, hub_folder, tmp_path):
 
 
 def test_initial_weights_are_spread_as_pytorchs():
-    layer = decoder.decoder_layer(decoder.create_decoder(TINY, {name: np.zeros([2, 32]) for name in decoder.PROMPT_WEIGHTS}, 0))
+    layer = decoder.decoder_layer(decoder.create_decoder(TINY, _no_prompts(TINY), 0))
     named = layer.named_weights()
     for name, inputs in (
         ("transformer.layers.0.mlp.lin2", 256),
@@ -206,7 +212,7 @@ def test_loss_and_metrics_by_hand():
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     entropy = -(mask * np.log(p) + (1 - mask) * np.log(1 - p)).mean(axis=(1, 2))
     dice = 1 - 2 * (mask * p).sum(axis=(1, 2)) / (np.square(mask) + np.square(p)).sum(axis=(1, 2))
-    assert measures.DiceCrossEntropy()(mask, logits) == pytest.approx((entropy + dice).mean(), rel=1e-5)
+    assert measures.DiceCrossEntropy()(mask, logits) == pytest.approx((entropy + dice).mean(), rel=1e-4)
     np.testing.assert_allclose(measures.intersection_over_union(mask, logits), [4 / 8, 1 / 2])
     np.testing.assert_allclose(measures.dice(mask, logits), [2 * 4 / 12, 2 / 3])
 
@@ -220,6 +226,7 @@ def test_gradients_inside_tff_reach_every_weight_of_the_mask_and_leave_the_other
         is_unused = re.match(r"output_hypernetworks_mlps\.[123]|iou_prediction_head", name) is not None
         # Softmax does not see a shift that all keys have in common.
         assert np.array_equal(value, after[name]) == is_unused or name.endswith("k_proj.bias"), name
+    assert len(before) == 120 and len(experiment.build_model().weights) == 29
 
 
 # Data, store and training.
@@ -349,7 +356,7 @@ def test_embed_trains_and_exports_from_the_command_line(tmp_path, one_worker, ca
 
 
 def _of_another_encoder(folder):
-    model = decoder.create_decoder(TINY, {name: np.zeros([2, 32]) for name in decoder.PROMPT_WEIGHTS}, 0)
+    model = decoder.create_decoder(TINY, _no_prompts(TINY), 0)
     weights.save_decoder(model, folder / "other.safetensors", "c" * 64)
     return folder / "other.safetensors"
 

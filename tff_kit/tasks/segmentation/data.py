@@ -14,9 +14,8 @@ import tensorflow as tf
 from tff_kit.datasets import DataError, PooledDataset
 from tff_kit.embeddings import reader
 from tff_kit.embeddings import store as stores
-from tff_kit.tasks.segmentation.embed import SAM_FILE, StoredSam, read_sam
 from tff_kit.tasks.segmentation.objects import jitter_boxes, object_bytes, unpack_objects
-from tff_kit.tasks.segmentation.sam import window
+from tff_kit.tasks.segmentation.stored import SAM_FILE, StoredSam, read_sam
 
 _TEST_BATCH_SIZE = 8
 _HOW = (
@@ -112,7 +111,7 @@ def open_images(folder: pathlib.Path, weights_sha256: Optional[str] = None) -> t
         found = f"one of {store.name}" if store.label_bytes == 1 else f"one without {SAM_FILE}"
         raise DataError(f"Expected a store of SAM's embeddings of images in {folder}, found {found}. {_HOW}")
     sam = read_sam(folder)
-    shape = sam.sizes.positions, sam.sizes.hidden_size, object_bytes(sam.sizes), window(sam.sizes)
+    shape = sam.sizes.positions, sam.sizes.hidden_size, object_bytes(sam.sizes), sam.sizes.window
     if shape != (store.positions, store.width, store.label_bytes, store.window):
         raise DataError(
             f"Expected embeddings of the SAM in {folder / SAM_FILE}, {shape[0]} of width {shape[1]}; found {store.positions} of "

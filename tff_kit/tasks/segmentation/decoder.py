@@ -7,8 +7,9 @@ TensorFlow alone: a device needs no `transformers`, and TFF's worker no operatio
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -18,7 +19,7 @@ from tff_kit.tasks.segmentation.sizes import Sizes, weight_shapes
 
 Weights = Mapping[str, Any]
 _UPSCALE_EPSILON = 1e-6
-_OF_OTHER_MASKS = (*(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)), "iou_prediction_head.")
+_TOKENS = ("iou_token.weight", "mask_tokens.weight")
 
 
 def create_decoder(
@@ -69,32 +70,62 @@ class MaskDecoder(tf.keras.layers.Layer):
     def build(self, input_shape):
         shapes = weight_shapes(self.sizes)
         self._variables = {
-            name: self.add_weight(name, _kept_shape(shape), initializer=_initializer(name, shapes, self._seed))
-            for name, shape in shapes.items()
+            variable: self.add_weight(
+                variable, _stacked_shape(names, shapes), initializer=_Stacked(names, shapes, self._seed).draw
+            )
+            for variable, names in stacks(self.sizes).items()
         }
         super().build(input_shape)
 
     def call(self, inputs):
-        # What makes the other masks, and their quality, has no gradient otherwise, of which Keras would warn: here it is zero.
-        unused = tf.add_n([tf.reduce_sum(x) for name, x in self._variables.items() if name.startswith(_OF_OTHER_MASKS)])
+        # What predicts a mask's quality has no gradient otherwise, of which Keras would warn: here it is zero.
+        unused = tf.add_n([tf.reduce_sum(x) for name, x in self._variables.items() if name.startswith("iou_prediction_head.")])
         return self.decode(inputs, masks=1)[0][:, 0] + 0 * unused
 
     def decode(self, inputs: Mapping[str, tf.Tensor], masks: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns masks as logits, [batch, masks, side, side], and the predicted quality of all masks, [batch, all masks]."""
-        return decode_masks(self._variables, self.prompts, self.sizes, inputs["image"], inputs["box"], masks)
+        return decode_masks(self._weights(), self.prompts, self.sizes, inputs["image"], inputs["box"], masks)
 
     def named_weights(self) -> dict[str, np.ndarray]:
         """Returns the weights by Hugging Face's names, in PyTorch's shapes."""
-        return {name: self._variables[name].numpy().reshape(shape) for name, shape in weight_shapes(self.sizes).items()}
+        shapes = weight_shapes(self.sizes)
+        return {name: value.numpy().reshape(shapes[name]) for name, value in self._weights().items()}
 
     def set_named_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Sets the weights to those of Hugging Face's names and PyTorch's shapes."""
-        for name, variable in self._variables.items():
-            variable.assign(np.asarray(weights[name], np.float32).reshape(variable.shape))
+        shapes = weight_shapes(self.sizes)
+        for variable, names in stacks(self.sizes).items():
+            parts = [np.asarray(weights[name], np.float32).reshape(_kept_shape(shapes[name])) for name in names]
+            self._variables[variable].assign(np.concatenate(parts))
+
+    def _weights(self) -> dict[str, tf.Tensor]:
+        shapes, found = weight_shapes(self.sizes), {}
+        for variable, names in stacks(self.sizes).items():
+            parts = tf.split(self._variables[variable], [_kept_shape(shapes[name])[0] for name in names])
+            found.update(zip(names, parts))
+        return found
 
     def get_config(self):
         prompts = {name: value.tolist() for name, value in self.prompts.items()}
         return {**super().get_config(), "sizes": vars(self.sizes), "prompts": prompts}
+
+
+def stacks(sizes: Sizes) -> dict[str, list[str]]:
+    """Returns which weights are kept as one variable, one below the other, by the variable's name.
+
+    The decoder has 120 weights, most of them small. Each variable costs TFF time to build, and an encoder its side information.
+    So all vectors are two variables, norms' scales and the rest; queries, keys and values are one; and so are the layers that
+    each of the masks has.
+    """
+    found: dict[str, list[str]] = {}
+    for name, shape in weight_shapes(sizes).items():
+        if len(shape) == 1:
+            variable = "scales" if "layer_norm" in name and name.endswith("weight") else "shifts"
+        else:
+            variable = re.sub(r"\.[qkv]_proj\.", ".qkv_proj.", re.sub(r"mlps\.\d\.", "mlps.", name))
+            variable = "tokens.weight" if variable in _TOKENS else variable
+        found.setdefault(variable, []).append(name)
+    return found
 
 
 def decoder_layer(model: tf.keras.Model) -> MaskDecoder:
@@ -218,13 +249,28 @@ def _kept_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], int(np.prod(shape[1:]))) if len(shape) > 2 else shape
 
 
-def _initializer(name: str, shapes: Mapping[str, tuple[int, ...]], seed: Optional[int]) -> tf.keras.initializers.Initializer:
-    """Weights are spread as PyTorch's: norms 1 and 0, tokens normal, all others uniform by their number of inputs."""
-    own_seed = None if seed is None else zlib.crc32(f"{seed} {name}".encode()) % 2**31
-    module, _, kind = name.rpartition(".")
-    if "layer_norm" in module:
-        return tf.keras.initializers.Constant(1.0 if kind == "weight" else 0.0)
-    if module in {"iou_token", "mask_tokens"}:
-        return tf.keras.initializers.RandomNormal(stddev=1.0, seed=own_seed)
-    limit = float(np.prod(shapes[f"{module}.weight"][1:])) ** -0.5
-    return tf.keras.initializers.RandomUniform(-limit, limit, own_seed)
+def _stacked_shape(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    kept = [_kept_shape(shapes[name]) for name in names]
+    return (sum(shape[0] for shape in kept), *kept[0][1:])
+
+
+class _Stacked:
+    """Draws initial weights, each spread as PyTorch's: norms 1 and 0, tokens normal, all others uniform by their inputs."""
+
+    def __init__(self, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], seed: Optional[int]):
+        self._names, self._shapes, self._seed = names, shapes, seed
+
+    def draw(self, shape: Any, dtype: Any = tf.float32) -> tf.Tensor:
+        """Returns the initial values of the stack; its shape follows from the weights."""
+        del shape, dtype
+        return tf.concat([self._initializer(name)(_kept_shape(self._shapes[name])) for name in self._names], axis=0)
+
+    def _initializer(self, name: str) -> tf.keras.initializers.Initializer:
+        own_seed = None if self._seed is None else zlib.crc32(f"{self._seed} {name}".encode()) % 2**31
+        module, _, kind = name.rpartition(".")
+        if "layer_norm" in module:
+            return tf.keras.initializers.Constant(1.0 if kind == "weight" else 0.0)
+        if name in _TOKENS:
+            return tf.keras.initializers.RandomNormal(stddev=1.0, seed=own_seed)
+        limit = float(np.prod(self._shapes[f"{module}.weight"][1:])) ** -0.5
+        return tf.keras.initializers.RandomUniform(-limit, limit, own_seed)

@@ -6,7 +6,6 @@ import atexit
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -14,37 +13,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import safetensors.numpy
 import tensorflow as tf
 
-from tff_kit.datasets import DataError, disk
+from tff_kit.datasets import disk
 from tff_kit.embeddings import store as stores
 from tff_kit.embeddings import writer
-from tff_kit.tasks.segmentation import demo, weights
+from tff_kit.tasks.segmentation import demo
 from tff_kit.tasks.segmentation.folder import Pictures, load_folder
 from tff_kit.tasks.segmentation.objects import object_bytes, pack_object
 from tff_kit.tasks.segmentation.sam import TINY, Sam, load_sam, prepare
 from tff_kit.tasks.segmentation.sizes import Sizes
+from tff_kit.tasks.segmentation.stored import StoredSam, write_sam
 
-SAM_FILE = "sam.safetensors"
-"""What a store has of its SAM: the prompt encoder's weights for boxes, and the mask decoder's where it is trained."""
 _BATCH_SIZE = {TINY: 16}
-_DECODED_LIKE = "sizes"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredSam:
-    """What a store has of its SAM.
-
-    Attributes:
-      sizes: The sizes of its mask decoder.
-      prompts: The frozen prompt encoder's weights for boxes.
-      decoder: The trained mask decoder's weights by Hugging Face's names; empty where nobody trained it.
-    """
-
-    sizes: Sizes
-    prompts: Mapping[str, np.ndarray]
-    decoder: Mapping[str, np.ndarray]
 
 
 def embed(pictures: Pictures, sam: Sam, folder: os.PathLike, dtype: str = "float16", show_progress: bool = True) -> stores.Store:
@@ -90,20 +71,8 @@ def embed(pictures: Pictures, sam: Sam, folder: os.PathLike, dtype: str = "float
 
     finished = writer.write(store, _Objects(pictures, sam.sizes), embeddings, batch_size, show_progress)
     with disk.writing(store.folder):
-        _write_sam(store.folder / SAM_FILE, sam)
+        write_sam(store.folder, StoredSam(sam.sizes, sam.prompts, sam.decoder or {}))
     return finished
-
-
-def read_sam(folder: pathlib.Path) -> StoredSam:
-    """Returns what the store in `folder` has of its SAM; raises `DataError` if it has none."""
-    tensors, metadata = weights.read(folder / SAM_FILE)
-    try:
-        sizes = Sizes(**json.loads(metadata[_DECODED_LIKE]))
-        prompts = {name: value for name, value in tensors.items() if not name.startswith(weights.PREFIX)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"Expected the sizes of a SAM in {folder / SAM_FILE}, found none. Run the same embed again.") from error
-    decoder = {name[len(weights.PREFIX) :]: value for name, value in tensors.items() if name.startswith(weights.PREFIX)}
-    return StoredSam(sizes, prompts, decoder)
 
 
 @functools.cache
@@ -142,14 +111,6 @@ def _notes(sam: Sam) -> tuple[str, ...]:
     if sam.decoder is not None:
         return ()
     return ("The encoder is tiny and was never trained: its weights are random. Its results say nothing about SAM.",)
-
-
-def _write_sam(path: pathlib.Path, sam: Sam) -> None:
-    decoder = {weights.PREFIX + name: np.ascontiguousarray(value) for name, value in (sam.decoder or {}).items()}
-    tensors = {**{name: np.ascontiguousarray(value) for name, value in sam.prompts.items()}, **decoder}
-    part = path.with_suffix(".part")
-    safetensors.numpy.save_file(tensors, os.fspath(part), {"format": "pt", _DECODED_LIKE: json.dumps(vars(sam.sizes))})
-    part.replace(path)
 
 
 def _sha256(pictures: Pictures) -> str:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from tff_kit.tasks.segmentation.sam import scaled_size
-from tff_kit.tasks.segmentation.sizes import Sizes
+from tff_kit.tasks.segmentation.sizes import Sizes, scaled_size
 
 _HEAD = 20
 JITTER_UNITS = 256
@@ -49,6 +47,8 @@ def scale_mask(mask: np.ndarray, sizes: Sizes) -> np.ndarray:
       mask: bool [height, width].
       sizes: The sizes.
     """
+    from PIL import Image  # Devices, which only read objects, have none.
+
     height, width = scaled_size(mask.shape, sizes.side)
     covered = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
     framed = np.zeros([sizes.side, sizes.side], bool)

@@ -21,7 +21,7 @@ from PIL import Image
 from tff_kit.datasets import DataError
 from tff_kit.embeddings import frozen
 from tff_kit.tasks.segmentation.decoder import PROMPT_WEIGHTS
-from tff_kit.tasks.segmentation.sizes import Sizes
+from tff_kit.tasks.segmentation.sizes import Sizes, scaled_size
 
 DEFAULT_MODEL = "facebook/sam-vit-base"
 TINY = "tiny"
@@ -63,11 +63,6 @@ def load_sam(model: Union[str, os.PathLike] = DEFAULT_MODEL) -> Sam:
     return _wrap(frozen.model_name(model), _load(folder), trained=True)
 
 
-def window(sizes: Sizes) -> str:
-    """Returns a store's name for what the encoder is given of an image."""
-    return f"{sizes.image_size}px"
-
-
 def prepare(pixels: np.ndarray, sizes: Sizes) -> np.ndarray:
     """Returns an image as the encoder takes it, float32 [image_size, image_size, 3].
 
@@ -84,13 +79,6 @@ def prepare(pixels: np.ndarray, sizes: Sizes) -> np.ndarray:
     return framed
 
 
-def scaled_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """Returns height and width of an image whose longer side becomes `longest`; each is at least 1."""
-    scale = longest / max(size)
-    height, width = (max(1, int(x * scale + 0.5)) for x in size)
-    return height, width
-
-
 def _wrap(name: str, model: Any, trained: bool) -> Sam:
     sizes = _sizes(model.config)
     vision = model.vision_encoder
@@ -104,7 +92,7 @@ def _wrap(name: str, model: Any, trained: bool) -> Sam:
     sha256 = frozen.sha256(value for key, value in sorted(named.items()) if key.startswith("vision_encoder."))
     decoder = {key.partition(".")[2]: value for key, value in named.items() if key.startswith("mask_decoder.")}
     return Sam(
-        frozen.Encoder(name, sha256, window(sizes), sizes.positions, sizes.hidden_size, embed),
+        frozen.Encoder(name, sha256, sizes.window, sizes.positions, sizes.hidden_size, embed),
         sizes,
         {key: named[key] for key in PROMPT_WEIGHTS},
         decoder if trained else None,

@@ -56,9 +56,21 @@ class Sizes:
         return UPSCALING * self.grid
 
     @property
+    def window(self) -> str:
+        """A store's name for what the encoder is given of an image."""
+        return f"{self.image_size}px"
+
+    @property
     def masks(self) -> int:
         """Masks that the decoder makes of a prompt."""
         return self.num_multimask_outputs + 1
+
+
+def scaled_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """Returns height and width of an image whose longer side becomes `longest`; each is at least 1."""
+    scale = longest / max(size)
+    height, width = (max(1, int(x * scale + 0.5)) for x in size)
+    return height, width
 
 
 def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -11,11 +11,10 @@ from typing_extensions import Literal
 
 from tff_kit.experiment import CentralizedTraining, Experiment, check_numbers
 from tff_kit.metrics import Metric
-from tff_kit.tasks.segmentation import embed, weights
+from tff_kit.tasks.segmentation import weights
 from tff_kit.tasks.segmentation.data import SegmentationDataset, load, open_images
 from tff_kit.tasks.segmentation.decoder import create_decoder
 from tff_kit.tasks.segmentation.measures import METRICS, DiceCrossEntropy
-from tff_kit.tasks.segmentation.sam import TINY, load_sam
 
 DEMO = "demo"
 
@@ -119,12 +118,21 @@ class CentralizedSegmentation(CentralizedTraining):
 
 
 def _find(data: str, sam: str) -> pathlib.Path:
-    return embed.demo_store(sam or TINY) if data == DEMO else pathlib.Path(data)
+    if data != DEMO:
+        return pathlib.Path(data)
+    from tff_kit.tasks.segmentation import embed  # It needs Pillow and transformers, which a device has not.
+
+    return embed.demo_store(sam or embed.TINY)
 
 
 def _load(data: str, sam: str, batch_size: int, local_epochs: int, jitter: int) -> SegmentationDataset:
-    expected = load_sam(sam).encoder.weights_sha256 if sam and data != DEMO else None
-    return load(_find(data, sam), batch_size, local_epochs, jitter, expected)
+    return load(_find(data, sam), batch_size, local_epochs, jitter, _encoder_of(sam) if sam and data != DEMO else None)
+
+
+def _encoder_of(sam: str) -> str:
+    from tff_kit.tasks.segmentation.sam import load_sam
+
+    return load_sam(sam).encoder.weights_sha256
 
 
 def _build_model(data: str, sam: str, decoder: str, seed: int) -> tf.keras.Model:
