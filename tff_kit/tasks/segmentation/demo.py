@@ -1,7 +1,7 @@
 """Images to try everything with, made on the spot: real handwritten digits as objects, on textures that are made up.
 
 The digits are scikit-learn's, E. Alpaydin and C. Kaynak: Optical Recognition of Handwritten Digits. 1998. Each client has
-textures and ink of its own. They are written as a folder that a user could have, and read as one.
+textures of its own, and more light or more dark ink. They are written as a folder that a user could have, and read as one.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ def _draw(digits: np.ndarray, style: int, drawn: np.random.Generator) -> tuple[n
     """Returns an image, uint8 [height, width, 3], and its mask, uint8 [height, width]."""
     width, height = _SIZES[style % len(_SIZES)]
     image, mask = _texture(height, width, style, drawn), np.zeros([height, width], np.uint8)
-    brightness = 1.0 if style % 2 else 0.0  # Light ink on some clients' textures, dark ink on the others'.
+    share_of_light = 0.7 if style % 2 else 0.3  # Of digits in light ink; the others are dark.
     for value in range(1, 1 + drawn.integers(1, _MOST_DIGITS + 1)):
         ink = _ink(digits[drawn.integers(len(digits))], drawn.integers(_SMALLEST, _LARGEST + 1))
         y, x = (drawn.integers(0, whole - part + 1) for whole, part in zip((height, width), ink.shape))
         place = slice(y, y + ink.shape[0]), slice(x, x + ink.shape[1])
         if not mask[place].any():  # Objects do not hide each other.
+            brightness = float(drawn.random() < share_of_light)
             colour = np.clip(brightness + drawn.uniform(-0.15, 0.15, 3), 0, 1)
             image[place][ink] = 0.15 * image[place][ink] + 0.85 * colour
             mask[place][ink] = value
