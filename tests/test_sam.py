@@ -239,10 +239,11 @@ def test_a_client_trains_on_its_own_objects_with_boxes_around_them(store_folder)
     batches = list(loaded_data.client_dataset(tf.constant(client), tf.constant(7, tf.int64)).as_numpy_iterator())
     count = store.num_labels(f"clients/{client}")
     assert [len(y) for _, y in batches] == [3] * (2 * count // 3) + ([2 * count % 3] if 2 * count % 3 else [])
-    number, boxes, masks = objects.unpack_objects(tf.constant(store.labels(f"clients/{client}")), sizes)
+    packed = tf.constant(store.labels(f"clients/{client}"))
+    number, boxes, masks = (x.numpy() for x in objects.unpack_objects(packed, sizes))
     files = [path for path in stores.clip_files(store) if f"/{client}/" in str(path)]
     images = stores.decode(store, tf.constant([path.read_bytes() for path in files])).numpy()
-    own = {masks[i].numpy().tobytes(): i for i in range(count)}
+    own = {masks[i].tobytes(): i for i in range(count)}
     seen = []
     for x, y in batches:
         for image, box, mask in zip(x["image"], x["box"], y):

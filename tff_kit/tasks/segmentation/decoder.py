@@ -99,7 +99,8 @@ class MaskDecoder(tf.keras.layers.Layer):
             self._variables[variable].assign(np.concatenate(parts))
 
     def _weights(self) -> dict[str, tf.Tensor]:
-        shapes, found = weight_shapes(self.sizes), {}
+        shapes = weight_shapes(self.sizes)
+        found: dict[str, tf.Tensor] = {}
         for variable, names in stacks(self.sizes).items():
             parts = tf.split(self._variables[variable], [_kept_shape(shapes[name])[0] for name in names])
             found.update(zip(names, parts))
