@@ -29,10 +29,10 @@ from tff_kit.tasks.segmentation import (
 )
 from tff_kit.tasks.segmentation.folder import load_folder
 from tff_kit.tasks.segmentation.sizes import Sizes, weight_shapes
+from tff_kit.training import runs
 
 TINY = sam._TINY
-# Of a side of a box that is moved by at most a tenth of a quarter of the image: for the tests' few objects.
-FEW = {"clients": 4, "images": 6, "held_out": 6}
+FEW = {"clients": 4, "images": 16, "held_out": 16}
 
 
 @pytest.fixture(scope="module")
@@ -217,18 +217,6 @@ def test_loss_and_metrics_by_hand():
     np.testing.assert_allclose(measures.dice(mask, logits), [2 * 4 / 12, 2 / 3])
 
 
-def test_gradients_inside_tff_reach_every_weight_of_the_mask_and_leave_the_others(store_folder, one_worker, tmp_path):
-    """One round by SGD moves all weights that the mask is made of; the other masks' and the quality's stay."""
-    experiment = Segmentation(rounds=1, client_optimizer="sgd", client_lr=0.01)
-    before = decoder.decoder_layer(experiment.build_model()).named_weights()
-    after = decoder.decoder_layer(tff_kit.train(experiment, tmp_path / "run").load_model()).named_weights()
-    for name, value in before.items():
-        is_unused = re.match(r"output_hypernetworks_mlps\.[123]|iou_prediction_head", name) is not None
-        # Softmax does not see a shift that all keys have in common.
-        assert np.array_equal(value, after[name]) == is_unused or name.endswith("k_proj.bias"), name
-    assert len(before) == 120 and len(experiment.build_model().weights) == 29
-
-
 # Data, store and training.
 
 
@@ -265,7 +253,7 @@ def test_held_out_boxes_are_the_same_in_every_test(store_folder):
 
 @pytest.mark.slow
 def test_the_decoder_learns_well_above_the_box_and_the_untrained_decoder(store_folder, tmp_path):
-    training = CentralizedSegmentation(epochs=25, learning_rate=3e-3, batch_size=4)
+    training = CentralizedSegmentation(epochs=14, learning_rate=3e-3, batch_size=4)
     run = tff_kit.train_centralized(training, tmp_path / "run")
     rows = run.read_metrics()
     dataset = training.load_data()
@@ -287,16 +275,24 @@ def _untrained(training, folder):
     return folder / "untrained"
 
 
-def test_a_plain_round_counts_32_bits_a_weight_and_a_client(store_folder, one_worker, tmp_path):
-    run = tff_kit.train(Segmentation(rounds=1), tmp_path / "run")
+@pytest.mark.slow
+def test_a_plain_round_counts_32_bits_a_weight_and_reaches_every_weight_of_the_mask(store_folder, one_worker, tmp_path):
+    """One round by SGD inside TFF moves all weights that the mask is made of; the other masks' and the quality's stay."""
+    experiment = Segmentation(rounds=1, client_optimizer="sgd", client_lr=0.01)
+    run = tff_kit.train(experiment, tmp_path / "run")
     (row,) = run.read_metrics()
-    assert row["broadcast_bits"] >= 2 * 32 * _by_hand(TINY)
     # Beside the weights: learning rate and optimizer, an example's weight, the metrics' sums.
-    assert (
-        row["broadcast_bits"] - 2 * 32 * _by_hand(TINY) <= 2 * 500 and row["aggregate_bits"] - 2 * 32 * _by_hand(TINY) <= 2 * 1000
-    )
+    assert 0 <= row["broadcast_bits"] - 2 * 32 * _by_hand(TINY) <= 2 * 500
+    assert 0 <= row["aggregate_bits"] - 2 * 32 * _by_hand(TINY) <= 2 * 1000
     assert {"test_iou", "test_dice", "train_iou"} <= row.keys()
-    assert tff_kit.evaluate(Segmentation(), run)["iou"] == pytest.approx(row["test_iou"], abs=1e-6)
+    before = decoder.decoder_layer(experiment.build_model()).named_weights()
+    after = decoder.decoder_layer(run.load_model()).named_weights()
+    for name, value in before.items():
+        is_unused = re.match(r"output_hypernetworks_mlps\.[123]|iou_prediction_head", name) is not None
+        # Softmax does not see a shift that all keys have in common.
+        assert np.array_equal(value, after[name]) == is_unused or name.endswith("k_proj.bias"), name
+    assert len(before) == 120 and len(experiment.build_model().weights) == 29
+    assert tff_kit.evaluate(experiment, run)["iou"] == pytest.approx(row["test_iou"], abs=1e-6)
 
 
 def test_a_trained_sam_starts_from_its_own_decoder(loaded, tmp_path):
@@ -323,6 +319,7 @@ def test_a_client_of_its_own_has_all_that_a_device_needs(store_folder, tmp_path)
 # The command line, and what does not fit.
 
 
+@pytest.mark.slow
 def test_embed_trains_and_exports_from_the_command_line(tmp_path, one_worker, capsys):
     for client in ("a", "b", "validation", "test"):
         for number in range(2):
@@ -351,8 +348,9 @@ def test_embed_trains_and_exports_from_the_command_line(tmp_path, one_worker, ca
     assert command_line.main(["train", "sam", *settings, "--logdir", str(tmp_path / "run")]) == 0
     assert "iou" in capsys.readouterr().out
     assert command_line.main(["export", "sam", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "d.safetensors")]) == 0
-    again = ["train", "sam", *settings, "--decoder", str(tmp_path / "d.safetensors"), "--logdir", str(tmp_path / "again")]
-    assert command_line.main(again) == 0
+    again = Segmentation(data=str(tmp_path / "store"), decoder=str(tmp_path / "d.safetensors")).build_model()
+    trained = runs.RunDirectory(tmp_path / "run").load_model()
+    assert all(map(np.array_equal, again.get_weights(), trained.get_weights()))
     assert any("int8" in note for note in data.load(tmp_path / "store").notes)
 
 
