@@ -37,6 +37,12 @@ _ENCODERS: dict[str, dict[str, Any]] = {
         "broadcast_change": True,
         "mean": "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8",
     },
+    # After some thirty steps of Adam, most of an attention matrix's update is in a few directions.
+    "low rank both ways": {
+        "broadcast": "lowrank:8+step:0.5+entropy/uniform:8",
+        "broadcast_change": True,
+        "mean": "lowrank:8+step:0.5+entropy/uniform:8",
+    },
 }
 
 
