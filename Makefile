@@ -17,7 +17,7 @@ SAM ?= facebook/sam-vit-base
 IMAGES ?= images
 SAM_STORE ?= demo
 # The demo's decoder is drawn at random, and needs more than the example's learning rate and ten rounds of two clients.
-SAM_SETTINGS = --data $(SAM_STORE) --seed $(SEED) $(if $(filter demo,$(SAM_STORE)),--client-lr 2e-3 --clients 4 --local-epochs 2) $(ARGS)
+SAM_SETTINGS = --data $(SAM_STORE) --seed $(SEED) $(if $(filter demo,$(SAM_STORE)),--client-lr 2e-3 --clients 4 --local-epochs 4) $(ARGS)
 KWS_SETTINGS = --rounds $(ROUNDS) --data $(STORE) --seed $(SEED) $(ARGS)
 SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED) $(ARGS)
 INSTALLED := .venv/.installed

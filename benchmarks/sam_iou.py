@@ -2,7 +2,7 @@
 
     python -m benchmarks.sam_iou
 
-Three seeds, ten rounds of four clients, two local epochs each, on made-up images (`--data demo`) and the tiny SAM whose encoder
+Three seeds, ten rounds of four clients, four local epochs each, on made-up images (`--data demo`) and the tiny SAM whose encoder
 nobody trained. Beside it stands training without federation for two epochs. Nothing of this tells how well SAM segments: it
 tells what encoders do to a decoder's attention weights that Adam trains. Writes results/sam/iou.csv with the mean and the spread
 of the seeds, and iou_runs.csv with every run. Finished runs are read from --logdir and not repeated, so the benchmark can be
@@ -112,7 +112,7 @@ def main(
         logdir: Where the runs are kept; by default a folder of this commit in logs/.
         quick: Try one round of two clients, in a minute, into logs/results-quick/.
     """
-    base = Segmentation(data=data, rounds=rounds, eval_every=rounds, clients=4, local_epochs=2, client_lr=_RATE)
+    base = Segmentation(data=data, rounds=rounds, eval_every=rounds, clients=4, local_epochs=4, client_lr=_RATE)
     alone = CentralizedSegmentation(data=data, learning_rate=_RATE)
     if quick:
         base, seeds = dataclasses.replace(base, rounds=1, eval_every=1, clients=2, local_epochs=1), 1
