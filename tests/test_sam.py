@@ -212,7 +212,7 @@ def test_loss_and_metrics_by_hand():
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     entropy = -(mask * np.log(p) + (1 - mask) * np.log(1 - p)).mean(axis=(1, 2))
     dice = 1 - 2 * (mask * p).sum(axis=(1, 2)) / (np.square(mask) + np.square(p)).sum(axis=(1, 2))
-    assert measures.DiceCrossEntropy()(mask, logits) == pytest.approx((entropy + dice).mean(), rel=1e-4)
+    assert float(measures.DiceCrossEntropy()(mask, logits)) == pytest.approx((entropy + dice).mean(), rel=1e-4)
     np.testing.assert_allclose(measures.intersection_over_union(mask, logits), [4 / 8, 1 / 2])
     np.testing.assert_allclose(measures.dice(mask, logits), [2 * 4 / 12, 2 / 3])
 
