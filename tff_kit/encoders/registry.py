@@ -121,7 +121,6 @@ ALL, NUMBERS, INTEGERS, BITS = "a whole variable", "numbers", "integers", "bits"
 STAGES = {
     "identity": Entry(_identity, ALL, BITS),  # Every element as it is.
     "tensor_encoding": Entry(_tensor_encoding, ALL, BITS),  # The seed's: stochastic uniform, 28 of 32 bits used.
-    "auto": Entry(_auto, ALL, BITS),  # All variables together: low rank where it pays, one step, what is worth its bits.
     "uniform": Entry(_uniform, NUMBERS, INTEGERS),  # 2^bits levels between extremes, of blocks where block is given.
     "step": Entry(_step, NUMBERS, INTEGERS),  # Multiples of step x root mean square; needs a coder.
     "rate": Entry(_rate, NUMBERS, INTEGERS),  # The same, with a step that follows the bits of earlier rounds.
@@ -132,6 +131,7 @@ STAGES = {
     "lowrank": Entry(_low_rank, NUMBERS, NUMBERS),  # The best matrix of this rank, as two factors.
     "entropy": Entry(_coder(EntropyCodingStage), INTEGERS, BITS),  # rANS by the integers' own frequencies.
     "rice": Entry(_coder(RiceCodingStage), INTEGERS, BITS),  # Golomb-Rice coding.
+    "auto": Entry(_auto, ALL, BITS),  # All variables together: low rank where it pays, one step, what is worth its bits.
 }
 JOINING = ("auto",)
 """Stages of which one encodes all variables together."""
