@@ -26,7 +26,7 @@ DOCS := .docs/.installed
 PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-cluster embeddings train-kws train-kws-compressed train-kws-centralized embeddings-sam train-sam train-sam-compressed tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
+.PHONY: help setup train train-compressed train-fewest train-cluster embeddings train-kws train-kws-compressed train-kws-fewest train-kws-centralized embeddings-sam train-sam train-sam-compressed train-sam-fewest tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -44,6 +44,9 @@ train: setup ## Trains on digits by federated averaging, without encoding.
 train-compressed: setup ## Trains on digits with the tutorial's 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
 
+train-fewest: setup ## Trains on digits with encoders that choose for themselves and take the fewest bits.
+	@$(PYTHON) -m tff_kit train emnist --compress light $(SETTINGS)
+
 train-cluster: setup ## Trains as train-compressed, on two workers of this machine.
 	@bash scripts/train_cluster.sh $(PYTHON) emnist --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(SETTINGS)
 
@@ -56,6 +59,9 @@ train-kws: setup ## Trains keyword spotting on STORE=folder or STORE=demo, witho
 train-kws-compressed: setup ## Trains keyword spotting with 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train kws --broadcast tensor_encoding:8 --mean tensor_encoding:8 $(KWS_SETTINGS)
 
+train-kws-fewest: setup ## Trains keyword spotting with encoders that choose for themselves and take the fewest bits.
+	@$(PYTHON) -m tff_kit train kws --compress light $(KWS_SETTINGS)
+
 train-kws-centralized: setup ## Trains keyword spotting without federation, for comparison.
 	@$(PYTHON) -m tff_kit train kws-centralized --data $(STORE) --seed $(SEED) $(ARGS)
 
@@ -67,6 +73,9 @@ train-sam: setup ## Trains SAM's mask decoder on SAM_STORE=folder or SAM_STORE=d
 
 train-sam-compressed: setup ## Trains SAM's mask decoder with 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --broadcast uniform:8 --mean uniform:8 $(SAM_SETTINGS)
+
+train-sam-fewest: setup ## Trains SAM's mask decoder with the fewest bits that should cost no quality.
+	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --compress light $(SAM_SETTINGS)
 
 tensorboard: setup ## Shows the curves of all runs in logs/ in TensorBoard.
 	@.venv/bin/tensorboard --logdir logs

@@ -10,6 +10,7 @@ import statistics
 import zlib
 
 import numpy as np
+import reference_decoder
 
 VERSION = 1
 _NAMES = {np.float32: "float32", np.int32: "int32", np.uint8: "uint8", np.int64: "int64", np.float16: "float16"}
@@ -18,9 +19,14 @@ _NAMES = {np.float32: "float32", np.int32: "int32", np.uint8: "uint8", np.int64:
 def decode(message, stages, spec, threshold, shape, dtype=np.float32):
     """The message. Returns the one variable that it holds, which is larger than the threshold."""
     fields, values = chain(stages, shape)
+    return values(_tensors(message, f"broadcast by {spec}", threshold, [_described(dtype, shape)], fields))
+
+
+def _tensors(message, label, threshold, variables, fields):
+    """The message. Returns the tensors of an encoded variable, by path."""
     fields = {f"encoded_tensors/{path}": field for path, field in fields.items()}
     ordered = sorted(fields)
-    lines = [f"broadcast by {spec}", f"threshold {threshold}", _described(dtype, shape), ""]
+    lines = [label, f"threshold {threshold}", *variables, ""]
     lines += [_described(*fields[path]) for path in ordered]
     digest = hashlib.sha256("\n".join(lines).encode()).digest()
     assert message[0] == VERSION
@@ -40,7 +46,7 @@ def decode(message, stages, spec, threshold, shape, dtype=np.float32):
         tensors[path[len("encoded_tensors/") :]] = np.frombuffer(message, kind, math.prod(sizes), at).reshape(sizes)
         at += math.prod(sizes) * kind.itemsize
     assert at == len(message)
-    return values(tensors)
+    return tensors
 
 
 def _described(dtype, shape):
@@ -277,6 +283,59 @@ def lowrank(rest, shape, rank, rows):
         return (x[:m] @ x[m:].T).reshape(shape) if pays else x
 
     return _below("factors", factors), values
+
+
+def decode_auto(message, shapes, step, rank):
+    """Auto. Returns the float32 variables of these shapes that a broadcast by `auto:STEP,RANK` holds, threshold 10,000."""
+    views = _views(shapes)
+    with_views = sum(map(bool, views))
+    fields = {"step": (np.float32, []), "rest": (np.uint8, [None])}
+    if with_views:
+        fields.update(choice=(np.uint8, [with_views]), factors=(np.uint8, [None]))
+    t = _tensors(message, f"broadcast by auto:{step},{rank}", 10_000, [_described(np.float32, shape) for shape in shapes], fields)
+    choices = iter(t.get("choice", ()))
+    chosen = [next(choices) if own else 1 for own in views]
+    lines = sum(sum(own[c - 2]) for own, c in zip(views, chosen) if c >= 2)
+    factors = _integers(t["factors"], (lines, rank)) if with_views else None
+    rest = _integers(t["rest"], (sum(math.prod(shape) for shape, c in zip(shapes, chosen) if c == 1),))
+    variables = []
+    for shape, own, c in zip(shapes, views, chosen):
+        if c == 0:
+            x = np.zeros(shape)
+        elif c == 1:
+            x, rest = rest[: math.prod(shape)], rest[math.prod(shape) :]
+        else:
+            m, n = own[c - 2]
+            (a, b), factors = (factors[:m], factors[m : m + n]), factors[m + n :]
+            norms = np.sqrt(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
+            x = a[:, norms > 0] / norms[norms > 0] @ b[:, norms > 0].T
+        variables.append(x.reshape(shape) * float(t["step"]))
+    assert not (rest.size or (factors is not None and factors.size))
+    return variables
+
+
+def _integers(payload, shape):
+    return reference_decoder.decode(payload.tobytes(), shape).astype(float) if payload.size else np.zeros(shape)
+
+
+def _views(shapes):
+    """Auto: views."""
+    return [_views_of(shape, {size for other in shapes for size in other}) for shape in shapes]
+
+
+def _views_of(shape, sizes):
+    n = math.prod(shape)
+    if n < 4096 or len(shape) < 2:
+        return []
+    rows, columns = n // shape[-1], shape[-1]
+    if rows >= 16 and columns >= 16:
+        return [(rows, columns)]
+    factors = [d for d in sizes if 16 <= d < rows and rows % d == 0]
+    if n < 2**15 or columns >= 16 or max(shape) != rows or not factors:
+        return []
+    d = min(factors, key=lambda d: (d + n // d, d))
+    views = [(d, n // d), (rows // d, d * columns)]
+    return [view for view in dict.fromkeys(views) if min(view) >= 16]
 
 
 _STAGES = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, get_type_hints
 
@@ -26,6 +27,8 @@ require_keras_2()  # After encoders, which make it so.
 
 from tff_kit.metrics import Metric, metrics_of_loss
 
+_COMPRESS: dict[str, float] = {"light": 1.0, "strong": 1.5}
+_DOWN, _UP = 2.0, 4.0  # Steps of `auto`, in units of the root mean square.
 ClientOptimizer = Literal["sgd", "adam"]
 ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
@@ -102,6 +105,9 @@ class Training(_Settings):
 class Communication(_Settings):
     """The settings of what travels between server and clients, and in how many bits."""
 
+    compress: str = "none"
+    """Encoders of both directions that need no other setting, for any model: light, strong, which takes fewer bits, or auto:STEP,
+    whose STEP is 1 in light and 1.5 in strong. It sets broadcast, broadcast_change and mean. none leaves them as they are."""
     broadcast: str = "identity"
     """SPEC of the downlink's encoder, which sends the model to the clients. A SPEC is identity, tensor_encoding:BITS,
     uniform:BITS, or stages chained by +, such as rotate+uniform:4, eden:0.5 or lowrank:8+step:1+entropy. A second chain after a
@@ -120,11 +126,28 @@ class Communication(_Settings):
 
     def _check_communication(self) -> None:
         check_numbers(self, at_least_0=("threshold",))
+        if self.compress != "none":
+            self._set_by_compress()
         for name in ("broadcast", "mean"):
             try:
                 encoders.parse_spec(getattr(self, name))
             except encoders.SpecError as error:
                 raise SettingsError(f"--{name}: {error}") from error
+
+    def _set_by_compress(self) -> None:
+        step = _COMPRESS.get(self.compress) or re.fullmatch(r"auto:([0-9]+\.?[0-9]*)", self.compress)
+        step = float(step[1]) if isinstance(step, re.Match) else step
+        if not step:
+            raise SettingsError(f"Expected --compress to be none, {', '.join(_COMPRESS)} or auto:STEP, found {self.compress!r}.")
+        # All clients receive one message, whose error does not average out, and which is one of many: it is finer.
+        chosen = {"broadcast": f"auto:{_DOWN * step:g},64", "broadcast_change": True, "mean": f"auto:{_UP * step:g}"}
+        defaults = {field.name: field.default for field in dataclasses.fields(Communication)}
+        for name, value in chosen.items():
+            if getattr(self, name) not in (defaults[name], value):
+                raise SettingsError(
+                    f"Expected --{name.replace('_', '-')} to be left to --compress, found {getattr(self, name)!r}."
+                )
+            object.__setattr__(self, name, value)
 
 
 class Algorithm(_Settings):

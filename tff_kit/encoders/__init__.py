@@ -1,5 +1,6 @@
 """How a tensor becomes small: encoding stages for `tensor_encoding`, and the names they go by. Knows nothing of TFF."""
 
+from tff_kit.encoders.auto import AutoStage
 from tff_kit.encoders.codec import BroadcastCodec, MeanCodec
 from tff_kit.encoders.eden import EdenStage
 from tff_kit.encoders.entropy import EntropyCodingStage
@@ -17,6 +18,7 @@ from tff_kit.encoders.spec import THRESHOLD, Spec, SpecError, build_broadcast_en
 
 __all__ = [
     "THRESHOLD",
+    "AutoStage",
     "BitpackingStage",
     "BroadcastCodec",
     "EdenStage",

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
+from tff_kit.encoders.joined import Joined
 from tff_kit.encoders.size import payload_bits
 
 _Modes = te.core.StateAggregationMode
@@ -31,23 +32,24 @@ class EncodedBroadcast:
     """
 
     def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.SimpleEncoder], error_feedback: bool = False):
-        self._specs = tf.nest.flatten(specs)
-        self._encoders = make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+        self._joined = make_encoders(encoder_fn, specs, te.core.SimpleEncoder)
+        self._encoders = self._joined.encoders
         self._error_feedback = error_feedback
 
     def initial_state(self):
         """The encoders' states, and what the last encoding lost."""
-        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in self._specs) if self._error_feedback else ()
+        lost = tuple(tf.zeros(spec.shape, spec.dtype) for spec in self._joined.specs) if self._error_feedback else ()
         return tuple(encoder.initial_state() for encoder in self._encoders), lost
 
     def encode(self, state, values):
         """The new state, the payload of all clients, and the measurements; of a flat list of values."""
         encoder_states, lost = state
+        values = self._joined.join(values)
         if self._error_feedback:
             values = [x + y if x.dtype.is_floating else x for x, y in zip(values, lost)]
         outputs = [e.encode(x, s) for e, x, s in zip(self._encoders, values, encoder_states)]
         encoded = tuple(output[0] for output in outputs)
-        decoded = self.decode(encoded)
+        decoded = self._decode(encoded)
         measurements = collections.OrderedDict(
             bits_per_client=tf.cast(payload_bits(encoded), tf.float64),
             distortion=_normalised(_squared_error_and_norm(values, decoded)),
@@ -58,6 +60,9 @@ class EncodedBroadcast:
 
     def decode(self, encoded):
         """The flat list of values that a client receives."""
+        return self._joined.split(self._decode(encoded))
+
+    def _decode(self, encoded):
         return [encoder.decode(x) for encoder, x in zip(self._encoders, encoded)]
 
 
@@ -78,7 +83,8 @@ class EncodedSum:
 
     def __init__(self, specs: Any, encoder_fn: Callable[[tf.TensorSpec], te.core.GatherEncoder]):
         self._specs = specs
-        self._encoders = make_encoders(encoder_fn, specs, te.core.GatherEncoder)
+        self._joined = make_encoders(encoder_fn, specs, te.core.GatherEncoder)
+        self._encoders = self._joined.encoders
         self._modes = [tuple(tf.nest.flatten(encoder.state_update_aggregation_modes)) for encoder in self._encoders]
 
     def initial_state(self):
@@ -91,7 +97,7 @@ class EncodedSum:
 
     def encode(self, value, params):
         """A client's message, with its encodings' squared error and norm."""
-        flat = tf.nest.flatten(value)
+        flat = self._joined.join(tf.nest.flatten(value))
         messages, decoded = [], []
         for encoder, x, (encoding, before_sum, after_sum) in zip(self._encoders, flat, params):
             encoded, state_update = encoder.encode(x, encoding)
@@ -150,23 +156,23 @@ class EncodedSum:
             bits_per_client=tf.cast(total["bits"], tf.float64) / tf.cast(total["clients"][0], tf.float64),
             distortion=_normalised(total["error_and_norm"]),
         )
-        return new_state, tf.nest.pack_sequence_as(self._specs, values), measurements
+        return new_state, tf.nest.pack_sequence_as(self._specs, self._joined.split(values)), measurements
 
     def _map_updates(self, function, updates):
         return tuple(tuple(map(function, x, modes)) for x, modes in zip(updates, self._modes))
 
 
-def make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> list:
-    """Returns the encoder of each of `specs`, in flat order; a TypeError if one is not of the `expected` class."""
-    made = [encoder_fn(spec) for spec in tf.nest.flatten(specs)]
-    for encoder in made:
+def make_encoders(encoder_fn: Callable, specs: Any, expected: type) -> Joined:
+    """Returns the encoders of `specs`, in flat order, and what they encode; a TypeError if one is not of the `expected` class."""
+    joined = Joined(encoder_fn, tf.nest.flatten(specs))
+    for encoder in joined.encoders:
         if not isinstance(encoder, expected):
             raise TypeError(
                 f"Expected encoder_fn to return a {expected.__name__}, found {type(encoder).__name__}. "
                 "Tip: a broadcast takes a SimpleEncoder (te.encoders.as_simple_encoder), a mean a GatherEncoder "
                 "(te.encoders.as_gather_encoder)."
             )
-    return made
+    return joined
 
 
 def _no_update(spec: tf.TensorSpec, mode: te.core.StateAggregationMode) -> tf.Tensor:

@@ -92,10 +92,27 @@ class LowRankStage(Stage):
 
 
 def _factors(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns A [m, rank] and B [n, rank]."""
-    n = matrix.shape[1]
+    """Returns A [m, rank] and B [n, rank], whose columns are the singular vectors times the root of their singular value."""
     root_of_unit = _root_of_unit(tf.reduce_max(tf.abs(matrix)))
-    matrix = matrix / root_of_unit / root_of_unit
+    left, right, singular = _leading(matrix / root_of_unit / root_of_unit, rank)
+    root = tf.sqrt(singular)
+    return tf.math.divide_no_nan(left, root) * root_of_unit, right * root * root_of_unit
+
+
+def components(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns [m, rank] and [n, rank], whose columns are about the first singular vectors, each times its singular value.
+
+    Args:
+      matrix: [m, n], in a unit in which fourth powers of its singular values are in the dtype's range.
+      rank: At most m and n.
+    """
+    left, right, singular = _leading(matrix, rank)
+    return left, right * singular
+
+
+def _leading(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns left singular vectors times their values [m, rank], right ones [n, rank] and the values [rank], largest first."""
+    n = matrix.shape[1]
     start = np.random.default_rng(0).standard_normal([n, min(rank + _MORE, *matrix.shape)])
     right = tf.constant(start, matrix.dtype)
     for _ in range(_ITERATIONS):
@@ -106,9 +123,7 @@ def _factors(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
     eigenvalues, rotation = tf.linalg.eigh(tf.matmul(image, image, transpose_a=True))
     rotation = tf.reverse(rotation, [1])[:, :rank]
     singular = tf.sqrt(tf.maximum(tf.reverse(eigenvalues, [0])[:rank], 0))
-    root = tf.sqrt(singular)
-    left, right = tf.math.divide_no_nan(tf.matmul(image, rotation), root), tf.matmul(right, rotation) * root
-    return left * root_of_unit, right * root_of_unit
+    return tf.matmul(image, rotation), tf.matmul(right, rotation), singular
 
 
 def _root_of_unit(largest: tf.Tensor) -> tf.Tensor:

@@ -39,5 +39,12 @@ class NarrowStage(Stage):
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands, shape
-        x, largest = encoded_tensors[self.WIDE_KEY], float(self._dtype.max)
-        return tf.cast(tf.where(tf.math.is_finite(x), tf.clip_by_value(x, -largest, largest), x), self._dtype)
+        return narrowed(encoded_tensors[self.WIDE_KEY], self._dtype)
+
+
+def narrowed(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns float32 `x` in another float dtype: numbers beyond its range become its largest, what is not finite stays so."""
+    if dtype.size >= x.dtype.size:
+        return tf.cast(x, dtype)
+    largest = float(dtype.max)
+    return tf.cast(tf.where(tf.math.is_finite(x), tf.clip_by_value(x, -largest, largest), x), dtype)

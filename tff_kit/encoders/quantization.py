@@ -171,12 +171,12 @@ class StepQuantizationStage(Stage):
 
     def to_multiples(self, x: tf.Tensor, step: Union[float, tf.Tensor]) -> collections.OrderedDict:
         """Returns what `encode` does, with another step, also in units of the root mean square."""
-        step *= _root_mean_square(x)
+        step *= root_mean_square(x)
         place = tf.math.divide_no_nan(x, step)
         place = tf.where(tf.math.is_finite(step), place, tf.zeros([], x.dtype))  # Of what is not finite the step tells.
         level, seed, dither = _round(place, self._rounding, x, self._seed)
         if self._price:
-            level = _cheapest(place, level, self._price)
+            level = cheapest(place, level, self._price)
         if self._unbiased:
             step *= tf.math.divide_no_nan(tf.reduce_sum(tf.square(place)), tf.reduce_sum(place * level))
         encoded = collections.OrderedDict([(self.LEVELS_KEY, level), (self.STEP_KEY, step)])
@@ -239,21 +239,28 @@ def _dither(like: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.cast(places, like.dtype), tf.shape(like))
 
 
-def _root_mean_square(x: tf.Tensor) -> tf.Tensor:
+def root_mean_square(x: tf.Tensor) -> tf.Tensor:
     """Returns the root mean square, a scalar; its squares neither overflow nor vanish. NaN where `x` is not finite."""
     largest = tf.reduce_max(tf.abs(x))
     return largest * tf.sqrt(tf.reduce_mean(tf.square(tf.math.divide_no_nan(x, largest))))
 
 
-def _cheapest(place: tf.Tensor, level: tf.Tensor, price: float) -> tf.Tensor:
-    """Returns the levels of the least (place - level)^2 + price x bits, with bits as `level` suggests them."""
+def cheapest(place: tf.Tensor, level: tf.Tensor, price: float, axis: Optional[int] = None) -> tf.Tensor:
+    """Returns the levels of the least (place - level)^2 + price x bits, with bits as `level` suggests them.
+
+    Args:
+      place: Numbers, in steps.
+      level: The nearest integers.
+      price: Of a bit, in units of step^2.
+      axis: Along which bits are found, such as 0 for each column of a matrix by itself; by default of all numbers.
+    """
     size = tf.abs(place)
+    share = 0.5 / tf.cast(tf.size(place) if axis is None else tf.shape(place)[axis], place.dtype)
     for _ in range(2):  # The choice changes the shares that it was made with.
         chosen = tf.abs(level)
-        others = tf.reduce_mean(tf.cast(chosen > 0, place.dtype))
+        others = tf.reduce_mean(tf.cast(chosen > 0, place.dtype), axis=axis)
         # With magnitudes 1, 2, ... of mean m, P(k + 1) / P(k) = 1 - 1/m. A half counts for what was not seen.
-        share = 0.5 / tf.cast(tf.size(place), place.dtype)
-        mean = (tf.reduce_mean(chosen) + 2 * share) / (others + share)
+        mean = (tf.reduce_mean(chosen, axis=axis) + 2 * share) / (others + share)
         more = -_log2(1 - 1 / mean)
         first = tf.maximum(_log2((1 - others + share) / (others + share)) + 1 + _log2(mean), 0)  # The sign is a bit.
         nonzero = tf.maximum(tf.math.ceil(size - 0.5 - price / 2 * more), 1)

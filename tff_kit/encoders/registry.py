@@ -13,6 +13,7 @@ from typing import Callable, Optional, Union
 
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
+from tff_kit.encoders.auto import AutoStage
 from tff_kit.encoders.eden import EdenStage
 from tff_kit.encoders.entropy import EntropyCodingStage
 from tff_kit.encoders.low_rank import LowRankStage
@@ -89,6 +90,10 @@ def _low_rank(rank: int, rows: Optional[int] = None) -> Callable[[int], list[Par
     return lambda seed: [Part(LowRankStage(rank, rows), LowRankStage.FACTORS_KEY)]
 
 
+def _auto(step: float, rank: int = 32) -> Callable[[int], list[Part]]:
+    return lambda seed: [Part(AutoStage(step, rank))]
+
+
 def _topk(fraction: float) -> Callable[[int], list[Part]]:
     leaves: dict = {TopKStage.GAPS_KEY: RiceCodingStage(signed=False)}
     return lambda seed: [Part(TopKStage(fraction), TopKStage.VALUES_KEY, leaves=leaves)]
@@ -126,7 +131,10 @@ STAGES = {
     "lowrank": Entry(_low_rank, NUMBERS, NUMBERS),  # The best matrix of this rank, as two factors.
     "entropy": Entry(_coder(EntropyCodingStage), INTEGERS, BITS),  # rANS by the integers' own frequencies.
     "rice": Entry(_coder(RiceCodingStage), INTEGERS, BITS),  # Golomb-Rice coding.
+    "auto": Entry(_auto, ALL, BITS),  # All variables together: low rank where it pays, one step, what is worth its bits.
 }
+JOINING = ("auto",)
+"""Stages of which one encodes all variables together."""
 _BUILT_IN = tuple(STAGES)
 
 

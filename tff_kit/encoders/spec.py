@@ -17,12 +17,14 @@ import hashlib
 import inspect
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders import registry
+from tff_kit.encoders.joined import EncoderFn
 from tff_kit.encoders.narrow import NarrowStage
 
 THRESHOLD = 10_000  # Elements; the seed's. Biases are sensitive to error, and small.
@@ -115,11 +117,21 @@ class Spec:
         chains = spec.split("/")
         if len(chains) > 2:
             raise SpecError(f"Expected an encoder, or one of large and one of small variables, LARGE/SMALL; found {spec!r}.")
-        return cls(*[_chain(chain, spec) for chain in chains])
+        parsed = cls(*[_chain(chain, spec) for chain in chains])
+        if (parsed.joins and len(chains) > 1) or parsed.small.stages[0].name in registry.JOINING:
+            raise SpecError(
+                f"Expected {' and '.join(registry.JOINING)} for variables of all sizes, without a slash; found {spec!r}."
+            )
+        return parsed
 
     def __str__(self) -> str:
         """Returns the shortest text that names the same encoders, which `parse` turns into this value again."""
         return str(self.large) if self.small == _IDENTITY else f"{self.large}/{self.small}"
+
+    @property
+    def joins(self) -> bool:
+        """Whether the variables of floats are encoded together, whatever their sizes."""
+        return self.large.stages[0].name in registry.JOINING
 
     @property
     def digest(self) -> bytes:
@@ -256,14 +268,18 @@ def build_mean_encoder_fn(
     return _encoder_fn(spec, threshold, seed, te.encoders.as_gather_encoder)
 
 
-def _encoder_fn(spec: Union[str, Spec], threshold: int, seed: int, wrap: Callable) -> Callable:
+def _encoder_fn(spec: Union[str, Spec], threshold: int, seed: int, wrap: Callable) -> EncoderFn:
     spec = Spec.parse(spec)
 
-    def encoder_fn(value: tf.TensorSpec):
+    def of_one(value: tf.TensorSpec):
         value = tf.TensorSpec(value.shape, value.dtype)
         if not value.shape.is_fully_defined():
             raise ValueError(f"Expected a variable of fully known shape, found {value}. Encoders are made for one shape.")
-        chain = spec.large if value.shape.num_elements() > threshold else spec.small
+        chain = spec.large if value.shape.num_elements() > threshold or spec.joins else spec.small
         return wrap(chain.make(seed, value.dtype), value)
 
-    return encoder_fn
+    def of_all(value: tf.TensorSpec, shapes: Sequence[tuple[int, ...]]):
+        stage = spec.large.stages[0].parts(seed)[0].stage
+        return wrap(te.core.EncoderComposer(stage.of_shapes(shapes)).make(), value)
+
+    return EncoderFn(of_one, of_all if spec.joins else None)

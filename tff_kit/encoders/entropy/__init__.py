@@ -14,6 +14,6 @@ fields      numbers of different widths, one behind another
 graphs      graphs that many callers share
 """
 
-from tff_kit.encoders.entropy.stage import EntropyCodingStage
+from tff_kit.encoders.entropy.stage import EntropyCodingStage, decode_integers, encode_integers
 
-__all__ = ["EntropyCodingStage"]
+__all__ = ["EntropyCodingStage", "decode_integers", "encode_integers"]

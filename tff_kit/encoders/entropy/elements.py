@@ -212,7 +212,7 @@ def _by_lines(at: tf.Tensor, size: tf.Tensor, columns: Optional[int]) -> tuple[t
       [levels], and the classes of the lines, coded, uint8 [bytes]: none if the order is still the old one.
     """
     unordered = (at, tf.range(tf.size(at)), tf.size(at)[tf.newaxis], tf.zeros([0], tf.uint8))
-    if columns is None or columns in (0, 1, size):
+    if columns is None or columns in (0, 1) or (not tf.is_tensor(size) and columns == size):
         return unordered
     rows = size // columns
     classes = line_classes(at, rows, columns)
@@ -220,7 +220,7 @@ def _by_lines(at: tf.Tensor, size: tf.Tensor, columns: Optional[int]) -> tuple[t
     places = order.places(at)
     counts, sizes = order.level_counts(places)
     gain = _bits(tf.size(at), size) - tf.reduce_sum(_bits(counts, sizes))
-    pays = gain > _LINE_BITS * (rows + columns) + _LEVELS_BITS
+    pays = gain > tf.cast(_LINE_BITS * (rows + columns) + _LEVELS_BITS, gain.dtype)
     fits = ElementsHeader.holds("line_bytes", packed_size(tf.math.bincount(classes, minlength=CLASSES, dtype=tf.int64)))
 
     def ordered():

@@ -54,23 +54,41 @@ class EntropyCodingStage(CoderStage):
         if size is None or size >= 2**31:
             raise ValueError(f"Expected a tensor of fully known shape and less than 2^31 elements, found shape {x.shape}.")
         columns = x.shape[-1] if x.shape.rank > 1 else None
-        encode = built_once(_encode, tf.TensorSpec([size], x.dtype), columns=columns)
-        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, encode(tf.reshape(x, [size])))])
+        payload = encode_integers(tf.reshape(x, [size]), columns)
+        encoded = collections.OrderedDict([(self.PAYLOAD_KEY, payload)])
         return self.tag(encoded, x.dtype)
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
         del decode_params, num_summands
-        dtype = self.dtype(encoded_tensors)
-        shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
-        size = tf.reduce_prod(shape)
-        columns = tf.concat([[size], shape], axis=0)[-1]
-        decode = built_once(_decode, *elements.CODE, dtype=dtype)
-        return tf.reshape(decode(encoded_tensors[self.PAYLOAD_KEY], size, columns), shape)
+        return decode_integers(encoded_tensors[self.PAYLOAD_KEY], shape, self.dtype(encoded_tensors))
+
+
+def encode_integers(x: tf.Tensor, columns: Optional[int] = None) -> tf.Tensor:
+    """Returns the payload, uint8 [bytes], of a flat tensor of integers: of a matrix of so many columns, or just a row.
+
+    Args:
+      x: [n] of any dtype. A size that is known only when the graph runs must not be 0, and leaves only one of the coders.
+      columns: Of which n is a multiple.
+    """
+    return built_once(_encode, tf.TensorSpec(x.shape, x.dtype), columns=columns)(x)
+
+
+def decode_integers(payload: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Undoes `encode_integers`: returns the tensor of this shape and dtype.
+
+    Raises:
+      tf.errors.InvalidArgumentError: When the graph runs, if the bytes are no payload for this shape.
+    """
+    shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
+    size = tf.reduce_prod(shape)
+    columns = tf.concat([[size], shape], axis=0)[-1]
+    decode = built_once(_decode, *elements.CODE, dtype=dtype)
+    return tf.reshape(decode(payload, size, columns), shape)
 
 
 def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
-    """Returns the payload of a flat tensor of known size."""
-    if not x.shape[0]:
+    """Returns the payload of a flat tensor."""
+    if x.shape[0] == 0:
         return _header(tf.constant(VERBATIM))
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
     # A sum tells of what is not finite, and is faster than to look at each. It overflows only where something doesn't fit.
@@ -80,15 +98,17 @@ def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
         return tf.where(tf.reduce_all(tf.math.is_finite(wide)), VERBATIM, NOT_FINITE)
 
     integers = tf.cast(x, tf.int32)
-    shape = tuples.choose_shape(integers, columns is not None) if x.shape[0] >= _LONG else tf.constant(tuples.NONE)
+    is_long = (x.shape[0] or 0) >= _LONG
+    shape = tuples.choose_shape(integers, columns is not None) if is_long else tf.constant(tuples.NONE)
     coder = tf.cond(fits, lambda: tf.where(tf.equal(shape, tuples.NONE), ELEMENTS, TUPLES), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
     ways = {
         ELEMENTS: lambda: elements.encode(integers, columns),
         VERBATIM: lambda: verbatim,
         NOT_FINITE: lambda: verbatim[:0],
-        TUPLES: lambda: tuples.encode(integers, shape),
     }
+    if is_long:
+        ways[TUPLES] = lambda: tuples.encode(integers, shape)
     return tf.concat([_header(coder), tf.switch_case(coder, ways)], axis=0)
 
 
