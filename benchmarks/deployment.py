@@ -8,13 +8,14 @@ import os
 import pathlib
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from typing import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable, Optional
 
 from benchmarks import results
 
-_PYTHON = results.ROOT / ".venv-deploy" / "bin" / "python"
-_TASK, _DATA = "emnist", "digits"
+ENVIRONMENT = results.ROOT / ".venv-deploy"
+_PYTHON = ENVIRONMENT / "bin" / "python"
+_DIGITS = ("emnist", "--data", "digits")
 _END_SECONDS = 60.0
 
 
@@ -23,9 +24,12 @@ class Deployment:
 
     Args:
       folder: Of credentials, data, logs and runs.
-      clients: Their ids in scikit-learn's digits.
+      clients: Their ids in the data.
       address: Of the server, HOST:PORT.
       prefix: Returns what stands before a client's command, such as a network namespace to run it in.
+      task: Its name and the settings of its data; by default scikit-learn's digits.
+      join: More flags of `join`.
+      pythons: The Python of clients that do not use .venv-deploy's, by client.
     """
 
     def __init__(
@@ -34,10 +38,14 @@ class Deployment:
         clients: Sequence[str],
         address: str,
         prefix: Callable[[str], Sequence[str]] = lambda client: (),
+        task: Sequence[str] = _DIGITS,
+        join: Sequence[str] = (),
+        pythons: Optional[Mapping[str, str]] = None,
     ):
         if not _PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
         self._folder, self._clients, self._address, self._prefix = folder, clients, address, prefix
+        self._task, self._join, self._pythons = task, join, pythons or {}
         self.processes: dict[str, subprocess.Popen] = {}  # Of the clients that have joined.
 
     @contextlib.contextmanager
@@ -45,12 +53,13 @@ class Deployment:
         """Keeps the clients at the address while the context lasts."""
         host = self._address.rpartition(":")[0]
         self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
-        self._run("partition", _TASK, "--data", _DATA, "--only", *self._clients, "--out", self._folder / "data")
+        self._run("partition", *self._task, "--only", *self._clients, "--out", self._folder / "data")
         with contextlib.ExitStack() as stack:
             for client in self._clients:
                 own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
-                command = [*self._prefix(client), *_command("join", self._address, _TASK, *own)]
+                join = _command("join", self._address, self._task[0], *own, *self._join, python=self._pythons.get(client))
+                command = [*self._prefix(client), *join]
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
                 self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
@@ -81,24 +90,35 @@ class Deployment:
         with open(path, newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
+    @property
+    def server_log(self) -> str:
+        """What the server has said."""
+        return (self._folder / "server.log").read_text()
+
     def _serve(self, name: str, settings: Sequence[str]) -> list[object]:
         where = ["--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", self._folder / name]
-        return ["serve", _TASK, "--data", _DATA, "--clients", len(self._clients), *settings, *where]
+        return ["serve", *self._task, "--clients", len(self._clients), *settings, *where]
 
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
             done = subprocess.run(_command(*arguments), stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
         if done.returncode:
-            last = (self._folder / "server.log").read_text()[-2000:]
+            last = self.server_log[-2000:]
             raise SystemExit(f"error: Expected tff_kit {arguments[0]} to end well, found exit code {done.returncode}:\n{last}")
 
 
-def _command(*arguments: object) -> list[str]:
-    return [str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
+def _command(*arguments: object, python: Optional[str] = None) -> list[str]:
+    return [python or str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def installed_megabytes(environment: pathlib.Path) -> int:
+    """Returns the size of an environment and of the package, with what Python compiled."""
+    files = [file for folder in (environment.resolve(), results.ROOT / "tff_kit") for file in folder.rglob("*")]
+    return round(sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink()) / 1e6)
 
 
 def free_address() -> str:
