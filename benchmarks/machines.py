@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.machines --python FOLDER/bin/python
 
 The first has an aarch64 client, emulated by qemu; the second one with the Python of another environment. It trains beside a
-client of .venv-deploy, over TLS, and the run is compared with one in which both clients are of .venv-deploy. Besides, both Pythons
+client of .venv-deploy, over TLS, and the run is compared with one in which both clients are of it. Besides, both Pythons
 encode the same update, decode the same payload and train the same model, and what comes of it is compared.
 """
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from conftest import wait_until
 
-from tff_kit.deploy import channel, client_process, messages, partition
+from tff_kit.deploy import channel, children, client_process, messages, partition
 from tff_kit.deploy.aggregation import Averaging
 from tff_kit.deploy.node import Node
 from tff_kit.tasks.emnist import Emnist
@@ -77,3 +77,12 @@ def test_process_that_dies_answers_nothing_and_the_next_one_does(tmp_path, folde
         with pytest.raises(ConnectionError, match="found (that it ended|none)"):
             answer.result(120)
         assert isinstance(messages.unpack(channel.ask(socket, asked[1], 120)), messages.Trained)
+
+
+def test_tensorflow_takes_no_more_of_a_gpus_memory_than_it_needs(monkeypatch):
+    name, found = "TF_FORCE_GPU_ALLOW_GROWTH", []
+    monkeypatch.setenv(name, "")  # So that what this test sets is undone.
+    monkeypatch.delenv(name)
+    monkeypatch.setattr(children.importlib, "import_module", lambda module: found.append((module, os.environ.get(name))))
+    children.import_tensorflow()
+    assert found == [("tensorflow", "true")]

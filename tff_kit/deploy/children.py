@@ -75,13 +75,17 @@ def end_with(process: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def import_quietly(module: str) -> None:
-    """Imports a module without what its native code prints, as TensorFlow does of every driver that it does not find."""
+def import_tensorflow() -> None:
+    """Imports TensorFlow without what its native code prints of every driver that it does not find.
+
+    A GPU's memory it then takes as it needs it, not all at once: others may use the same GPU.
+    """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:
-            importlib.import_module(module)
+            importlib.import_module("tensorflow")
         finally:
             os.dup2(kept, 2)
             os.close(kept)

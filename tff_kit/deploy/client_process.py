@@ -72,8 +72,7 @@ def main() -> None:
         socket = arguments.socket.with_suffix(".fresh")
         fresh = command(arguments.task, socket, arguments.data, arguments.client, os.getpid())
         channel.answer_all(arguments.socket, Fresh(fresh, socket).answer)
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Others may train on the same GPU.
-    children.import_quietly("tensorflow")
+    children.import_tensorflow()
     from tff_kit.deploy.node import Node, find_federated_task
 
     node = Node(find_federated_task(arguments.task), arguments.data, arguments.client)

@@ -362,7 +362,7 @@ class _ClientProcess:
 
 def _federated(task: str) -> Any:
     """Returns the settings class of a task, an `Experiment`; imports TensorFlow."""
-    children.import_quietly("tensorflow")
+    children.import_tensorflow()
     from tff_kit.deploy.node import find_federated_task
 
     return find_federated_task(task)
