@@ -26,11 +26,7 @@ SPECS = (
     "uniform:8",
     "rotate+uniform:8",
     "eden:2",
-    "topk:0.1",
     "uniform:4+rice",
-    "uniform:6+entropy",
-    "step:0.5+entropy",
-    "rotate+step:0.5+entropy",
     "lowrank:16+step:0.5+entropy/uniform:6",
 )
 _SHAPES = ((512, 128), (128,), (128, 10))

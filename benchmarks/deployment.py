@@ -1,4 +1,4 @@
-"""Runs a server and its clients as processes of .venv-deploy, for the benchmarks of real clients."""
+"""Runs a server and its clients as processes of .venv-deploy, for the benchmarks of real clients. They end with the benchmark."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import pathlib
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Callable, Optional
 
 from benchmarks import results
+from tff_kit.deploy import children
 
 ENVIRONMENT = results.ROOT / ".venv-deploy"
 _PYTHON = ENVIRONMENT / "bin" / "python"
@@ -30,6 +32,7 @@ class Deployment:
       task: Its name and the settings of its data; by default scikit-learn's digits.
       join: More flags of `join`.
       pythons: The Python of clients that do not use .venv-deploy's, by client.
+      pause: Seconds between the starts of two clients, so that many do not take the machine from others.
     """
 
     def __init__(
@@ -41,11 +44,12 @@ class Deployment:
         task: Sequence[str] = _DIGITS,
         join: Sequence[str] = (),
         pythons: Optional[Mapping[str, str]] = None,
+        pause: float = 0.0,
     ):
         if not _PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
         self._folder, self._clients, self._address, self._prefix = folder, clients, address, prefix
-        self._task, self._join, self._pythons = task, join, pythons or {}
+        self._task, self._join, self._pythons, self._pause = task, join, pythons or {}, pause
         self.processes: dict[str, subprocess.Popen] = {}  # Of the clients that have joined.
 
     @contextlib.contextmanager
@@ -59,11 +63,12 @@ class Deployment:
                 own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
                 join = _command("join", self._address, self._task[0], *own, *self._join, python=self._pythons.get(client))
-                command = [*self._prefix(client), *join]
+                command = children.bound([*self._prefix(client), *join])
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
                 self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
                 stack.callback(process.terminate)
+                time.sleep(self._pause)
             yield
 
     def train(self, name: str, settings: Sequence[str]) -> list[dict[str, float]]:
@@ -79,7 +84,7 @@ class Deployment:
     def start(self, name: str, settings: Sequence[str]) -> subprocess.Popen:
         """Starts a training as `train` does, and returns the server's process."""
         with open(self._folder / "server.log", "a") as log:
-            command = _command(*self._serve(name, settings))
+            command = children.bound(_command(*self._serve(name, settings)))
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
 
     def metrics(self, name: str) -> list[dict[str, float]]:
@@ -101,7 +106,8 @@ class Deployment:
 
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
-            done = subprocess.run(_command(*arguments), stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
+            command = children.bound(_command(*arguments))
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
         if done.returncode:
             last = self.server_log[-2000:]
             raise SystemExit(f"error: Expected tff_kit {arguments[0]} to end well, found exit code {done.returncode}:\n{last}")

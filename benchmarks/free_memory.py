@@ -18,6 +18,7 @@ from rich.progress import Progress
 from benchmarks import deployment, results, watched
 
 _SAMPLE_SECONDS = 4.0
+_PAUSE_SECONDS = 5.0
 _SETTINGS = "--mean uniform:8 --broadcast uniform:8 --eval-every 1000 --timeout 3600"
 _POLL_SECONDS = 1.0
 
@@ -39,7 +40,7 @@ def main(rounds: int = 50, nodes: int = 20, sampled: int = 5, quick: bool = Fals
     settings = ["--clients", str(sampled), "--min-clients", str(sampled), "--rounds", str(rounds), *_SETTINGS.split()]
     with tempfile.TemporaryDirectory() as folder:
         deployed = deployment.Deployment(
-            pathlib.Path(folder), clients, deployment.free_address(), task=task, join=["--free-memory"]
+            pathlib.Path(folder), clients, deployment.free_address(), task=task, join=["--free-memory"], pause=_PAUSE_SECONDS
         )
         with deployed.joined():
             watch = watched.Watch([process.pid for process in deployed.processes.values()], _SAMPLE_SECONDS)

@@ -31,7 +31,7 @@ def running(
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open(log, "ab")) if log else None
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command],
+            bound(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if log else None,
@@ -42,6 +42,11 @@ def running(
         yield child
     finally:
         end(child)
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """Returns the command as one that is asked to terminate when this process ends, whichever way."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def end(child: subprocess.Popen) -> None:
