@@ -29,7 +29,7 @@ _SETTINGS = "--mean uniform:8 --broadcast uniform:8 --timeout 1800 --eval-every 
 _WAIT_SECONDS = 5.0
 
 
-def main(rounds: int = 5, root: Optional[pathlib.Path] = None, quick: bool = False) -> None:
+def main(rounds: int = 3, root: Optional[pathlib.Path] = None, quick: bool = False) -> None:
     """Measures and writes results/deploy/client_memory.csv, or client_memory_MACHINE.csv for another machine.
 
     Args:
@@ -37,12 +37,10 @@ def main(rounds: int = 5, root: Optional[pathlib.Path] = None, quick: bool = Fal
         root: The root of a system of another machine, for the client.
         quick: Try the first task for two rounds, into logs/results-quick/.
     """
-    tasks, modes = list(_TASKS), [False, True]
+    measured = [*((task, False) for task in _TASKS), (next(iter(_TASKS)), True)]
     if quick:
-        tasks, modes, rounds = tasks[:1], modes[:1], 2
-    rows = []
-    for task in track(tasks, "tasks"):
-        rows += [_measure(task, free_memory, rounds, root) for free_memory in modes]
+        measured, rounds = measured[:1], 2
+    rows = [_measure(task, free_memory, rounds, root) for task, free_memory in track(measured, "tasks")]
     machine = other_root.machine(root) if root else platform.machine()
     source = results.Source(
         command=f"python -m benchmarks.client_memory --rounds {rounds}" + " --root FOLDER" * bool(root),
