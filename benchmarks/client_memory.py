@@ -29,15 +29,17 @@ _SETTINGS = "--mean uniform:8 --broadcast uniform:8 --timeout 1800 --eval-every 
 _WAIT_SECONDS = 5.0
 
 
-def main(rounds: int = 3, root: Optional[pathlib.Path] = None, quick: bool = False) -> None:
+def main(rounds: int = 3, root: Optional[pathlib.Path] = None, only: str = "", quick: bool = False) -> None:
     """Measures and writes results/deploy/client_memory.csv, or client_memory_MACHINE.csv for another machine.
 
     Args:
         rounds: Of each training.
         root: The root of a system of another machine, for the client.
+        only: Tasks with this in their names; by default all.
         quick: Try the first task for two rounds, into logs/results-quick/.
     """
     measured = [*((task, False) for task in _TASKS), (next(iter(_TASKS)), True)]
+    measured = [one for one in measured if only in one[0]]
     if quick:
         measured, rounds = measured[:1], 2
     rows = [_measure(task, free_memory, rounds, root) for task, free_memory in track(measured, "tasks")]

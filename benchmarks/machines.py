@@ -35,7 +35,12 @@ _SETTINGS = "--filters 8 --threshold 1000 --timeout 3600 --min-clients 2 --eval-
 
 
 def main(
-    root: Optional[pathlib.Path] = None, python: Optional[pathlib.Path] = None, rounds: int = 3, quick: bool = False
+    root: Optional[pathlib.Path] = None,
+    python: Optional[pathlib.Path] = None,
+    rounds: int = 3,
+    encoders: tuple[str, ...] = tuple(_ENCODERS),
+    codes: bool = True,
+    quick: bool = False,
 ) -> None:
     """Measures and writes results/deploy/run_NAME.csv and codes_NAME.csv, where NAME is the other machine or TensorFlow.
 
@@ -43,42 +48,59 @@ def main(
         root: The root of a system of another machine, for one of the clients.
         python: The Python of another environment, for one of the clients.
         rounds: Of each training.
+        encoders: To train with; none for no training.
+        codes: Whether to compare what both make of the same update, too. Emulated, that takes longer than the trainings.
         quick: Compare .venv-deploy with itself, with one encoder for one round, into logs/results-quick/.
     """
-    encoders = list(_ENCODERS)
     if quick:
         encoders, rounds, python = encoders[1:2], 1, deployment.ENVIRONMENT / "bin" / "python"
     if (root is None) == (python is None):
         raise SystemExit("error: Expected either --root or --python, found both or none.")
     other: dict[str, Any] = {"pythons": {_CLIENTS[1]: str(python)}} if root is None else other_root.of_clients(root, _CLIENTS[1:])
+    version = _version(other)
+    name = "quick" if quick else other_root.machine(root) if root else f"tensorflow_{version}"
+    source = results.Source(
+        command="python -m benchmarks.machines " + ("--root FOLDER" if root else "--python FOLDER/bin/python"),
+        data=f"a client with TensorFlow {version} on {other_root.machine(root) if root else platform.machine()}"
+        f"{', emulated by qemu' if root else ''}, and one with {_version({})} on {platform.machine()}",
+        seeds="0",
+        spread="none: one run each",
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        here, there = _answers(folder, {}), _answers(folder, other)
-        name = "quick" if quick else other_root.machine(root) if root else f"tensorflow_{there['version']}"
-        source = results.Source(
-            command="python -m benchmarks.machines " + ("--root FOLDER" if root else "--python FOLDER/bin/python"),
-            data=f"a client with TensorFlow {there['version']} on {other_root.machine(root) if root else platform.machine()}"
-            f"{', emulated by qemu' if root else ''}, and one with {here['version']} on {platform.machine()}",
-            seeds="0",
-            spread="none: one run each",
-        )
-        results.write(f"deploy/codes_{name}", _compare_codes(here, there), source, quick)
-        same = _train(folder / "same", encoders, rounds, {})
-        mixed = _train(folder / "mixed", encoders, rounds, other)
-    rows = [{"encoders": encoder, **_compare_runs(same[encoder], mixed[encoder])} for encoder in encoders]
-    results.write(f"deploy/run_{name}", rows, source, quick)
+        if codes:
+            rows = _compare_codes(_answers(folder, {}), _answers(folder, other))
+            results.write(f"deploy/codes_{name}", rows, source, quick)
+        if encoders:
+            same, mixed = (_train(folder / part, encoders, rounds, of) for part, of in (("same", {}), ("mixed", other)))
+            rows = [{"encoders": encoder, **_compare_runs(same[encoder], mixed[encoder])} for encoder in encoders]
+            results.write(f"deploy/run_{name}", rows, source, quick)
 
 
-def _answers(folder: pathlib.Path, other: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns what a client's Python makes of the same update and model."""
-    client, name = _CLIENTS[1], "there" if other else "here"
-    python = other.get("pythons", {}).get(client, str(deployment.ENVIRONMENT / "bin" / "python"))
+def _python(other: Mapping[str, Any]) -> list[str]:
+    """Returns what starts the Python of the second client."""
+    client = _CLIENTS[1]
     prefix = other["prefix"](client) if "prefix" in other else []
-    command = [*prefix, python, "-m", "benchmarks.answers", str(folder), name]
+    return [*prefix, other.get("pythons", {}).get(client, str(deployment.ENVIRONMENT / "bin" / "python"))]
+
+
+def _version(other: Mapping[str, Any]) -> str:
+    """Returns the second client's release of TensorFlow."""
+    return _output([*_python(other), "-c", "from importlib import metadata; print(metadata.version('tensorflow'))"]).strip()
+
+
+def _output(command: Sequence[str]) -> str:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, cwd=results.ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"error: Expected {python} to encode and train, found: {done.stderr[-2000:]}")
+        raise SystemExit(f"error: Expected the Python of a client, found: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _answers(folder: pathlib.Path, other: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns what the second client's Python makes of the same update and model."""
+    name = "there" if other else "here"
+    _output([*_python(other), "-m", "benchmarks.answers", str(folder), name])
     return dict(np.load(folder / f"{name}.npz"))
 
 
