@@ -29,7 +29,7 @@ _ENCODERS = {
     "nothing encoded": "",
     "uniform:8,nearest": "--broadcast uniform:8,nearest --mean uniform:8,nearest",
     "uniform:8": "--broadcast uniform:8 --mean uniform:8",
-    "uniform:4+rice": "--broadcast uniform:8 --mean uniform:4/rice",
+    "uniform:4+rice": "--broadcast uniform:8 --mean uniform:4+rice",
 }
 _SETTINGS = "--filters 8 --threshold 1000 --timeout 3600 --min-clients 2 --eval-every 1000"
 
