@@ -128,6 +128,14 @@ def test_real_clients_train_as_simulated_ones_do_and_a_killed_server_goes_on(tmp
         assert rows[-1][bits] / 8 < rows[-1][wire] < rows[-1][bits] / 8 + 400_000
 
 
+def test_a_server_that_is_ended_while_it_waits_leaves_no_process_behind(tmp_path):
+    server = ["serve", "emnist", *FLAGS, "--address", "127.0.0.1:0", "--logdir", tmp_path / "run"]
+    with running(tmp_path / "log", *server) as (process, family):
+        wait_for(process, tmp_path / "log", "waits for 2 clients")
+        family.update({child.pid: child for child in children_of(process)})
+        assert any("flwr-serverapp" in " ".join(child.cmdline()) for child in family.values())
+
+
 def test_a_node_ends_with_its_executor_and_is_not_left_deaf(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as nobody, socket.create_server(("127.0.0.1", 0)) as own:
         ports = [any_server.getsockname()[1] for any_server in (nobody, own)]
