@@ -71,7 +71,11 @@ def children_of(process):
 
 def executors_of(node):
     """Returns a node's SuperExec. It starts other programs, too, which end at once."""
-    return [child for child in children_of(node) if "flower-superexec" in " ".join(child.cmdline())]
+    found = []
+    for child in children_of(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] * ("flower-superexec" in " ".join(child.cmdline()))
+    return found
 
 
 def wait_for(process, log, text, seconds=300):
