@@ -1,4 +1,4 @@
-"""Runs a server and its clients as processes of .venv-deploy, for the benchmarks of real clients."""
+"""Runs a server and its clients as processes of .venv-deploy, for the benchmarks of real clients. They end with the benchmark."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import os
 import pathlib
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from typing import Callable
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable, Optional
 
 from benchmarks import results
+from tff_kit.deploy import children
 
-_PYTHON = results.ROOT / ".venv-deploy" / "bin" / "python"
-_TASK, _DATA = "emnist", "digits"
+ENVIRONMENT = results.ROOT / ".venv-deploy"
+_PYTHON = ENVIRONMENT / "bin" / "python"
+_DIGITS = ("emnist", "--data", "digits")
 _END_SECONDS = 60.0
 
 
@@ -23,9 +26,13 @@ class Deployment:
 
     Args:
       folder: Of credentials, data, logs and runs.
-      clients: Their ids in scikit-learn's digits.
+      clients: Their ids in the data.
       address: Of the server, HOST:PORT.
       prefix: Returns what stands before a client's command, such as a network namespace to run it in.
+      task: Its name and the settings of its data; by default scikit-learn's digits.
+      join: More flags of `join`.
+      pythons: The Python of clients that do not use .venv-deploy's, by client.
+      pause: Seconds between the starts of two clients, so that many do not take the machine from others.
     """
 
     def __init__(
@@ -34,10 +41,15 @@ class Deployment:
         clients: Sequence[str],
         address: str,
         prefix: Callable[[str], Sequence[str]] = lambda client: (),
+        task: Sequence[str] = _DIGITS,
+        join: Sequence[str] = (),
+        pythons: Optional[Mapping[str, str]] = None,
+        pause: float = 0.0,
     ):
         if not _PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
         self._folder, self._clients, self._address, self._prefix = folder, clients, address, prefix
+        self._task, self._join, self._pythons, self._pause = task, join, pythons or {}, pause
         self.processes: dict[str, subprocess.Popen] = {}  # Of the clients that have joined.
 
     @contextlib.contextmanager
@@ -45,16 +57,18 @@ class Deployment:
         """Keeps the clients at the address while the context lasts."""
         host = self._address.rpartition(":")[0]
         self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
-        self._run("partition", _TASK, "--data", _DATA, "--only", *self._clients, "--out", self._folder / "data")
+        self._run("partition", *self._task, "--only", *self._clients, "--out", self._folder / "data")
         with contextlib.ExitStack() as stack:
             for client in self._clients:
                 own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
-                command = [*self._prefix(client), *_command("join", self._address, _TASK, *own)]
+                join = _command("join", self._address, self._task[0], *own, *self._join, python=self._pythons.get(client))
+                command = children.bound([*self._prefix(client), *join])
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
                 self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
                 stack.callback(process.terminate)
+                time.sleep(self._pause)
             yield
 
     def train(self, name: str, settings: Sequence[str]) -> list[dict[str, float]]:
@@ -70,7 +84,7 @@ class Deployment:
     def start(self, name: str, settings: Sequence[str]) -> subprocess.Popen:
         """Starts a training as `train` does, and returns the server's process."""
         with open(self._folder / "server.log", "a") as log:
-            command = _command(*self._serve(name, settings))
+            command = children.bound(_command(*self._serve(name, settings)))
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
 
     def metrics(self, name: str) -> list[dict[str, float]]:
@@ -81,24 +95,36 @@ class Deployment:
         with open(path, newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
+    @property
+    def server_log(self) -> str:
+        """What the server has said."""
+        return (self._folder / "server.log").read_text()
+
     def _serve(self, name: str, settings: Sequence[str]) -> list[object]:
         where = ["--address", self._address, "--credential", self._folder / "keys" / "server", "--logdir", self._folder / name]
-        return ["serve", _TASK, "--data", _DATA, "--clients", len(self._clients), *settings, *where]
+        return ["serve", *self._task, "--clients", len(self._clients), *settings, *where]
 
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
-            done = subprocess.run(_command(*arguments), stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
+            command = children.bound(_command(*arguments))
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
         if done.returncode:
-            last = (self._folder / "server.log").read_text()[-2000:]
+            last = self.server_log[-2000:]
             raise SystemExit(f"error: Expected tff_kit {arguments[0]} to end well, found exit code {done.returncode}:\n{last}")
 
 
-def _command(*arguments: object) -> list[str]:
-    return [str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
+def _command(*arguments: object, python: Optional[str] = None) -> list[str]:
+    return [python or str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def installed_megabytes(environment: pathlib.Path) -> int:
+    """Returns the size of an environment and of the package, with what Python compiled."""
+    files = [file for folder in (environment.resolve(), results.ROOT / "tff_kit") for file in folder.rglob("*")]
+    return round(sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink()) / 1e6)
 
 
 def free_address() -> str:

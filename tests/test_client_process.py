@@ -9,7 +9,7 @@ import psutil
 import pytest
 from conftest import wait_until
 
-from tff_kit.deploy import channel, client_process, messages, partition
+from tff_kit.deploy import channel, children, client_process, messages, partition
 from tff_kit.deploy.aggregation import Averaging
 from tff_kit.deploy.node import Node
 from tff_kit.tasks.emnist import Emnist
@@ -61,19 +61,41 @@ def test_answers_are_those_of_a_node_and_memory_is_free_between_them(tmp_path, f
                 assert mebibytes > 200
 
 
-def test_settings_begin_as_the_process_expects(asked):
-    settings, train = asked
-    assert settings.startswith(client_process.SETTINGS)
-    assert not train.startswith(client_process.SETTINGS)
+def test_client_that_is_never_sampled_starts_no_tensorflow(tmp_path, folder, asked):
+    settings, _ = asked
+    socket = tmp_path / "socket"
+    with running(folder, socket, free_memory=True) as process:
+        hello = messages.unpack(channel.ask(socket, settings, 120))
+        assert hello == messages.unpack(Node(Emnist, str(folder)).answer(settings))
+        assert "libtensorflow" not in "".join(mapped.path for mapped in process.memory_maps())
+        assert not process.children()
+
+
+def test_settings_of_another_task_and_data_of_nobody_are_for_a_new_process(tmp_path, asked):
+    fresh = client_process.Fresh(["false"], tmp_path / "socket", "kws", "form03")
+    with pytest.raises(ConnectionError, match="Expected a process that listens"):
+        fresh.answer(asked[0])
+    fresh = client_process.Fresh(["false"], tmp_path / "socket", "emnist", None)
+    with pytest.raises(ConnectionError, match="Expected a process that listens"):
+        fresh.answer(asked[0])
 
 
 def test_process_that_dies_answers_nothing_and_the_next_one_does(tmp_path, folder, asked):
     socket = tmp_path / "socket"
     with running(folder, socket, free_memory=True) as process, futures.ThreadPoolExecutor() as pool:
-        channel.ask(socket, asked[0], 120)
+        channel.ask(socket, asked[0], 120)  # Needs no process.
         answer = pool.submit(channel.ask, socket, asked[1], 120)
         wait_until(process.children)
         process.children()[0].kill()
         with pytest.raises(ConnectionError, match="found (that it ended|none)"):
             answer.result(120)
         assert isinstance(messages.unpack(channel.ask(socket, asked[1], 120)), messages.Trained)
+
+
+def test_tensorflow_takes_no_more_of_a_gpus_memory_than_it_needs(monkeypatch):
+    name, found = "TF_FORCE_GPU_ALLOW_GROWTH", []
+    monkeypatch.setenv(name, "")  # So that what this test sets is undone.
+    monkeypatch.delenv(name)
+    monkeypatch.setattr(children.importlib, "import_module", lambda module: found.append((module, os.environ.get(name))))
+    children.import_tensorflow()
+    assert found == [("tensorflow", "true")]

@@ -69,6 +69,15 @@ def children_of(process):
     return []
 
 
+def executors_of(node):
+    """Returns a node's SuperExec. It starts other programs, too, which end at once."""
+    found = []
+    for child in children_of(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] * ("flower-superexec" in " ".join(child.cmdline()))
+    return found
+
+
 def wait_for(process, log, text, seconds=300):
     until = time.monotonic() + seconds
     while text not in log.read_text():
@@ -128,23 +137,41 @@ def test_real_clients_train_as_simulated_ones_do_and_a_killed_server_goes_on(tmp
         assert rows[-1][bits] / 8 < rows[-1][wire] < rows[-1][bits] / 8 + 400_000
 
 
-def test_a_node_ends_with_its_executor_and_is_not_left_deaf(tmp_path):
+def test_a_server_that_is_ended_while_it_waits_leaves_no_process_behind(tmp_path):
+    server = ["serve", "emnist", *FLAGS, "--address", "127.0.0.1:0", "--logdir", tmp_path / "run"]
+    with running(tmp_path / "log", *server) as (process, family):
+        wait_for(process, tmp_path / "log", "waits for 2 clients")
+        family.update({child.pid: child for child in children_of(process)})
+        assert any("flwr-serverapp" in " ".join(child.cmdline()) for child in family.values())
+
+
+@contextlib.contextmanager
+def lonely_node(folder, *options):
+    """Runs a SuperNode whose server is not there."""
     with socket.create_server(("127.0.0.1", 0)) as nobody, socket.create_server(("127.0.0.1", 0)) as own:
         ports = [any_server.getsockname()[1] for any_server in (nobody, own)]
-    own_link = ["--host", "127.0.0.1", "--port", str(ports[1])]
+    own_link = ["--host", "127.0.0.1", "--port", str(ports[1]), *options]
     command = [PYTHON, "-m", "tff_kit.deploy.supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", *own_link]
-    environment = {**os.environ, "PATH": f"{PYTHON.parent}:{os.environ['PATH']}", "FLWR_HOME": str(tmp_path)}
-    log = tmp_path / "log"
-    with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as node:
+    environment = {**os.environ, "PATH": f"{PYTHON.parent}:{os.environ['PATH']}", "FLWR_HOME": str(folder)}
+    with open(folder / "log", "w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as node:
         try:
-            wait_until(lambda: children_of(node), 60)
-            executor = children_of(node)[0]
-            assert "flower-superexec" in " ".join(executor.cmdline())
-            executor.kill()
-            assert node.wait(30) == 4
+            yield node
         finally:
             node.kill()
-    assert "Expected Flower's SuperExec to stay, found that it ended" in log.read_text()
+
+
+def test_a_node_without_a_server_for_long_ends_so_that_join_starts_it_again(tmp_path):
+    with lonely_node(tmp_path, "--max-wait-time", "1") as node:
+        assert node.wait(60) != 0
+    assert "retrying in" in (tmp_path / "log").read_text()
+
+
+def test_a_node_ends_with_its_executor_and_is_not_left_deaf(tmp_path):
+    with lonely_node(tmp_path) as node:
+        wait_until(lambda: executors_of(node), 60)
+        executors_of(node)[0].kill()
+        assert node.wait(30) == 4
+    assert "Expected Flower's SuperExec to stay, found that it ended" in (tmp_path / "log").read_text()
 
 
 def test_beyond_this_machine_a_credential_is_needed(tmp_path):

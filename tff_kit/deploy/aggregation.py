@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from tff_kit.deploy import messages
+from tff_kit.deploy import layouts, messages
 from tff_kit.deploy.client_work import build_metrics, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
 from tff_kit.deploy.optimizers import build_client_optimizer, build_server_optimizer
@@ -91,11 +91,11 @@ class Averaging:
         self._step = tf.function(self._optimizer.next)
         client_optimizer = build_client_optimizer(experiment)
         numbers = [np.float32(x) for x in client_optimizer.hyperparameters]
-        self._numbers = messages.numbers_layout(client_optimizer).pack(numbers)
+        self._numbers = layouts.numbers_layout(client_optimizer).pack(numbers)
         self._metrics = build_metrics(experiment)
         self._names = [*(metric.name for metric in experiment.metrics()), "loss"]
-        self._scalars = messages.scalars_layout(self._metrics)
-        self.settings = messages.settings_of(experiment, self._initial)
+        self._scalars = layouts.scalars_layout(self._metrics)
+        self.settings = layouts.settings_of(experiment, self._initial)
 
     def initial_state(self) -> State:
         """Returns the state before the first round."""

@@ -31,7 +31,7 @@ def running(
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open(log, "ab")) if log else None
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command],
+            bound(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if log else None,
@@ -42,6 +42,11 @@ def running(
         yield child
     finally:
         end(child)
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """Returns the command as one that is asked to terminate when this process ends, whichever way."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def end(child: subprocess.Popen) -> None:
@@ -75,13 +80,17 @@ def end_with(process: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def import_quietly(module: str) -> None:
-    """Imports a module without what its native code prints, as TensorFlow does of every driver that it does not find."""
+def import_tensorflow() -> None:
+    """Imports TensorFlow without what its native code prints of every driver that it does not find.
+
+    A GPU's memory it then takes as it needs it, not all at once: others may use the same GPU.
+    """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with open(os.devnull, "wb") as nowhere:
         kept = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:
-            importlib.import_module(module)
+            importlib.import_module("tensorflow")
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -32,7 +32,7 @@ from flwr.supernode.cli import flower_supernode
 
 from tff_kit.deploy import channel, children, client_process
 from tff_kit.deploy.credentials import NodeCredential, ServerCredential
-from tff_kit.errors import UserError
+from tff_kit.errors import UserError, first_line
 
 APP = pathlib.Path(__file__).parent / "app"
 """The folder for `flwr run`."""
@@ -45,10 +45,12 @@ FOREIGN_APP_CODE = 3
 
 _EXECUTOR_ENDED = "Expected Flower's SuperExec to stay, found that it ended: no message would be answered any more."
 _EXECUTOR_ENDED_CODE = 4
+_ENDED_CODE = 5
 
 _RECORD, _BYTES = "m", "b"
 _START_SECONDS = 180.0
 _POLL_SECONDS = 0.2
+_RECONNECT_SECONDS = 120  # After which a SuperNode without a link ends, since some never find one again; `join` restarts it.
 _TASK_POLL = "0.2"  # Seconds between an engine's looks for something to start; 1 by default.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL}
 
@@ -235,18 +237,8 @@ def supernode(
       socket: Of the client's process.
       port: A free one on loopback, for Flower's own use.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "tff_kit.deploy.supernode",
-        "--superlink",
-        address,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--node-config", f'socket="{socket}"']
+    command = [sys.executable, "-m", "tff_kit.deploy.supernode", "--superlink", address, "--node-config", f'socket="{socket}"']
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-wait-time", str(_RECONNECT_SECONDS)]
     if credential:
         command += ["--root-certificates", str(credential.certificate), "--auth-supernode-private-key", str(credential.key)]
     else:
@@ -272,7 +264,11 @@ def run_supernode() -> None:
 
     start_client_internal.get_fused_config_from_fab = read_own_config
     start_client_internal.subprocess = types.SimpleNamespace(Popen=_start_executor)
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception as error:  # Such as no link for too long. Flower's threads would keep the process, deaf.
+        print(f"Flower's SuperNode ended: {first_line(error)}", flush=True)
+        os._exit(_ENDED_CODE)
 
 
 def _start_executor(command: Sequence[str]) -> None:

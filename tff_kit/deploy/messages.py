@@ -1,7 +1,8 @@
 """What a server and a node say to each other: bytes, one message a round and direction, and the settings once.
 
 A message is one byte for its kind, a fixed head, and parts with their lengths. Tensors are in the container of
-`tff_kit.encoders.message`, which checks them. Nothing in a message is ever executed.
+`tff_kit.encoders.message`, which checks them. Nothing in a message is ever executed. Nothing here imports TensorFlow: a client's
+process reads what a message is before it starts it.
 
 | kind | from | head | parts |
 |---|---|---|---|
@@ -19,16 +20,8 @@ import dataclasses
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Union
-
-import numpy as np
-import tensorflow as tf
-
-from tff_kit.deploy.optimizers import Optimizer
-from tff_kit.encoders.message import Layout
-from tff_kit.experiment import Experiment
-from tff_kit.training import settings
 
 FORMAT = 1
 """Of these messages. Both sides need the same."""
@@ -196,33 +189,3 @@ def _parts(body: memoryview, number: int) -> list[bytes]:
     if body:
         raise ValueError(f"{len(body):,} bytes after the last part")
     return found
-
-
-def numbers_layout(optimizer: Optimizer) -> Layout:
-    """Returns the container of a client optimizer's hyperparameters."""
-    return Layout([tf.TensorSpec([], tf.float32)] * len(optimizer.hyperparameters), "client optimizer's numbers")
-
-
-def scalars_layout(metrics: Sequence[tf.keras.metrics.Metric]) -> Layout:
-    """Returns the container of what a client reports beside its update.
-
-    That is its weight, 1 where its update was not finite, and as the simulation counts them its unfinished metrics, examples and
-    batches.
-    """
-    measured = [tf.TensorSpec(x.shape, x.dtype) for metric in metrics for x in metric.variables]
-    counts = [tf.TensorSpec([], tf.int64)] * 2
-    return Layout([tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32), *measured, *counts], "client's report")
-
-
-def weights_digest(weights: Sequence[np.ndarray]) -> str:
-    """Returns the SHA-256 of `weights`."""
-    digest = hashlib.sha256()
-    for array in weights:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def settings_of(experiment: Experiment, initial: Sequence[np.ndarray]) -> Settings:
-    """Returns what the nodes of `experiment` are told; `initial` are the server's initial weights."""
-    digest = weights_digest(initial) if experiment.broadcast_change else ""
-    return Settings(experiment.task, settings.as_plain(experiment), digest)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
-from tff_kit.deploy import messages, partition
+from tff_kit.deploy import layouts, messages, partition
 from tff_kit.deploy.client_work import ClientWork, model_variables
 from tff_kit.deploy.codecs import build_broadcast_codec, build_mean_codec
 from tff_kit.deploy.optimizers import build_client_optimizer
@@ -111,10 +111,10 @@ class _Session:
         self._work = ClientWork(experiment, data, client)
         model = self._work.model
         self._broadcast, self._mean = build_broadcast_codec(experiment, model), build_mean_codec(experiment, model)
-        self._numbers = messages.numbers_layout(build_client_optimizer(experiment))
-        self._scalars = messages.scalars_layout(self._work.metrics)
+        self._numbers = layouts.numbers_layout(build_client_optimizer(experiment))
+        self._scalars = layouts.scalars_layout(self._work.metrics)
         self._initial = [x.numpy() for x in model_variables(model)] if experiment.broadcast_change else None
-        if self._initial and messages.weights_digest(self._initial) != initial:
+        if self._initial and layouts.weights_digest(self._initial) != initial:
             raise SettingsError(
                 "Expected the server's initial weights to be drawn here too, as --broadcast-change needs it; found others. "
                 f"TensorFlow {tf.__version__} draws differently from the server's. Leave --broadcast-change out."

@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from tff_kit.datasets import DataError, FederatedDataset
+from tff_kit.deploy import written
 
-_DESCRIPTION, _EXAMPLES = "client.json", "examples.npz"
+_EXAMPLES = "examples.npz"
 _SEED, _OTHER_SEED = 1, 2  # Two draws of a client's examples, one to read them and one to check them.
 
 
@@ -45,18 +46,18 @@ def write(data: FederatedDataset, client: str, folder: pathlib.Path) -> None:
     _check_same_batches(data, client, inputs, labels)
     np.savez(folder / _EXAMPLES, inputs=inputs, labels=labels)
     description = {"client": client, "name": data.name, "examples": len(labels)}
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    (folder / written.DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def is_written(folder: pathlib.Path) -> bool:
     """Returns whether `folder` holds a client's examples."""
-    return (folder / _DESCRIPTION).is_file()
+    return (folder / written.DESCRIPTION).is_file()
 
 
 def load(folder: pathlib.Path, batch_size: int, local_epochs: int) -> FederatedDataset:
     """Returns the data of the one client in `folder`, without held-out examples; raises `DataError` where it is damaged."""
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
+        description = json.loads((folder / written.DESCRIPTION).read_text())
         with np.load(folder / _EXAMPLES) as file:
             inputs, labels = file["inputs"], file["labels"]
         if not len(inputs) == len(labels) == description["examples"] > 0:
