@@ -67,6 +67,7 @@ _BENCHMARKS = (
     _Benchmark("kws_accuracy", ("keywords/accuracy_1s_2_copies",), ("--window", "1s", "--data", "{store_1s_2_copies}")),
     _Benchmark("kws_accuracy", ("keywords/accuracy_30s",), _KWS_30S),
     _Benchmark("sam_iou", ("sam/iou",), quick={}),
+    _Benchmark("sam_memory", ("sam/memory",), quick={}),
     _Benchmark("kws_splits", ("keywords/splits",), ("--speech", "{speech}", "--whisper", "{whisper}"), quick={}),
 )
 _STORES = {

@@ -39,11 +39,7 @@ FEW = {"clients": 4, "images": 16, "held_out": 16}
 def hub_folder(tmp_path_factory):
     """A SAM as the hub has it, in PyTorch's names: the tiny one, with a decoder that somebody might have trained."""
     folder = tmp_path_factory.mktemp("sam") / "somebodys-sam"
-    model = sam._create_tiny()
-    model.config.save_pretrained(folder)
-    named = {name: np.ascontiguousarray(value) for name, value in sam._named_weights(model).items()}
-    named["prompt_encoder.shared_embedding.positional_embedding"] = named["shared_image_embedding.positional_embedding"].copy()
-    safetensors.numpy.save_file(named, str(folder / "model.safetensors"), {"format": "pt"})
+    sam.save_sam(sam._create_tiny(), folder)
     return folder
 
 

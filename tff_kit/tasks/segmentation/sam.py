@@ -79,6 +79,16 @@ def prepare(pixels: np.ndarray, sizes: Sizes) -> np.ndarray:
     return framed
 
 
+def save_sam(model: Any, folder: pathlib.Path) -> None:
+    """Writes a `TFSamModel` as the hub has SAMs: `config.json`, and `model.safetensors` with PyTorch's names and shapes."""
+    import safetensors.numpy
+
+    model.config.save_pretrained(folder)
+    named = {name: np.ascontiguousarray(value) for name, value in _named_weights(model).items()}
+    named["prompt_encoder.shared_embedding.positional_embedding"] = named["shared_image_embedding.positional_embedding"].copy()
+    safetensors.numpy.save_file(named, str(folder / "model.safetensors"), {"format": "pt"})
+
+
 def _wrap(name: str, model: Any, trained: bool) -> Sam:
     sizes = _sizes(model.config)
     vision = model.vision_encoder
