@@ -43,6 +43,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
         "broadcast_change": True,
         "mean": "lowrank:8+step:0.5+entropy/uniform:8",
     },
+    "one setting, light": {"compress": "light"},
 }
 
 
