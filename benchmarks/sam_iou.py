@@ -1,4 +1,4 @@
-"""Intersection over union against bits: SAM's mask decoder by federated averaging, nothing encoded, 8 bits, and the fewest bits.
+"""Intersection over union against bits: SAM's mask decoder by federated averaging, nothing encoded, 8 bits, and the one setting.
 
     python -m benchmarks.sam_iou
 
@@ -32,17 +32,7 @@ _RATE = 2e-3  # For a decoder that was never trained; one that was takes 1e-5.
 _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "8 bits": {"broadcast": "uniform:8", "mean": "uniform:8"},
-    "low rank down, rotated up": {
-        "broadcast": "lowrank:8+step:0.5+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": "rotate+step:3,price=0.1,unbiased=yes+entropy/uniform:8",
-    },
-    # After some thirty steps of Adam, most of an attention matrix's update is in a few directions.
-    "low rank both ways": {
-        "broadcast": "lowrank:8+step:0.5+entropy/uniform:8",
-        "broadcast_change": True,
-        "mean": "lowrank:8+step:0.5+entropy/uniform:8",
-    },
+    "one setting, auto:0.25": {"compress": "auto:0.25"},
     "one setting, light": {"compress": "light"},
 }
 
