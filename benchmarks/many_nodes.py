@@ -69,7 +69,7 @@ def main(
         "send the update that one of them trained",
         seeds="0",
         spread="shortest and longest round. MiB: the largest resident memory of each program. CPU percent: of one core, in the "
-        "rounds that count; nodes and server share the machine",
+        "rounds that count, or all the while where there was none; nodes and server share the machine",
     )
     rows = []
     with _ended_by_sigterm():
@@ -146,13 +146,15 @@ class _Training:
 
     def measure(self, nodes: int, rounds: int, processes: Sequence[subprocess.Popen]) -> results.Row:
         """Returns the figures of the rounds after all nodes have come."""
-        began = time.monotonic()
+        began = since = time.monotonic()
+        used = self._cpu_seconds(processes)
+        psutil.cpu_percent()  # From here on.
         complete = self.wait(lambda: len(self._here()) >= nodes)
         arrived = time.monotonic() - began if complete else None
         first = self._rounds() + 1
-        self.wait(lambda: self._rounds() >= first)
-        since, used = time.monotonic(), self._cpu_seconds(processes)
-        psutil.cpu_percent()  # From here on.
+        if self.wait(lambda: self._rounds() >= first):
+            since, used = time.monotonic(), self._cpu_seconds(processes)
+            psutil.cpu_percent()
         self.wait(lambda: self._rounds() >= first + rounds)
         busy, seconds, now = psutil.cpu_percent(), time.monotonic() - since, self._cpu_seconds(processes)
         metrics = self._deployed.metrics(_RUN)[first - 1 : first + rounds]
@@ -165,7 +167,7 @@ class _Training:
             "rounds": len(measured),
             **(results.spread("seconds_a_round", measured) if measured else dict.fromkeys(_SECONDS)),
             **lost,
-            "update_bytes": round(bits / 8 / max(1, self._clients * len(measured) - sum(lost.values()))),
+            "update_bytes": round(bits / 8 / max(1, self._clients * len(measured) - sum(lost.values()))) if measured else None,
             **{f"{program}_mib": round(self._peaks[program]) for program in _PROGRAMS},
             **{f"{program}_cpu_percent": round(100 * (now[program] - used[program]) / seconds) for program in now},
             "machine_cpu_percent": round(busy * (psutil.cpu_count() or 1)),
