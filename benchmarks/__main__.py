@@ -55,6 +55,7 @@ _BENCHMARKS = (
     _Benchmark("faults", ("cluster/faults",), quick={}),
     _Benchmark("deploy_equality", ("deploy/equality",), quick={}),
     _Benchmark("wire_bytes", ("deploy/wire_sizes", "deploy/wire_encoders"), quick={}),
+    _Benchmark("many_nodes", ("deploy/many_nodes",), quick={}),
     _Benchmark("real_faults", ("deploy/faults",), quick={}),
     _Benchmark("client_memory", ("deploy/client_memory",), quick={}),
     _Benchmark("free_memory", ("deploy/free_memory",), quick={}),

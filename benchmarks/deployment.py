@@ -16,7 +16,7 @@ from benchmarks import results
 from tff_kit.deploy import children
 
 ENVIRONMENT = results.ROOT / ".venv-deploy"
-_PYTHON = ENVIRONMENT / "bin" / "python"
+PYTHON = ENVIRONMENT / "bin" / "python"
 _DIGITS = ("emnist", "--data", "digits")
 _END_SECONDS = 60.0
 
@@ -46,7 +46,7 @@ class Deployment:
         pythons: Optional[Mapping[str, str]] = None,
         pause: float = 0.0,
     ):
-        if not _PYTHON.exists():
+        if not PYTHON.exists():
             raise SystemExit("error: Expected the environment .venv-deploy, found none. Make it with: make setup-deploy")
         self._folder, self._clients, self._address, self._prefix = folder, clients, address, prefix
         self._task, self._join, self._pythons, self._pause = task, join, pythons or {}, pause
@@ -55,21 +55,25 @@ class Deployment:
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
         """Keeps the clients at the address while the context lasts."""
-        host = self._address.rpartition(":")[0]
-        self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
-        self._run("partition", *self._task, "--only", *self._clients, "--out", self._folder / "data")
+        self.prepare(self._clients)
         with contextlib.ExitStack() as stack:
             for client in self._clients:
                 own = ("--data", self._folder / "data" / client, "--credential", self._folder / "keys" / client)
                 log = stack.enter_context(open(self._folder / f"{client}.log", "w"))
                 join = _command("join", self._address, self._task[0], *own, *self._join, python=self._pythons.get(client))
                 command = children.bound([*self._prefix(client), *join])
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
                 self.processes[client] = process
                 stack.callback(process.wait, _END_SECONDS)
                 stack.callback(process.terminate)
                 time.sleep(self._pause)
             yield
+
+    def prepare(self, of: Sequence[str]) -> None:
+        """Makes the clients' credentials in keys/, and in data/ the data of the clients `of`."""
+        host = self._address.rpartition(":")[0]
+        self._run("credential", self._folder / "keys", "--hosts", host, "--nodes", *self._clients)
+        self._run("partition", *self._task, "--only", *of, "--out", self._folder / "data")
 
     def train(self, name: str, settings: Sequence[str]) -> list[dict[str, float]]:
         """Trains with the clients into the folder `name`; returns its metrics, a row a round.
@@ -85,7 +89,7 @@ class Deployment:
         """Starts a training as `train` does, and returns the server's process."""
         with open(self._folder / "server.log", "a") as log:
             command = children.bound(_command(*self._serve(name, settings)))
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
 
     def metrics(self, name: str) -> list[dict[str, float]]:
         """Returns the metrics of a run, a row a round."""
@@ -107,18 +111,19 @@ class Deployment:
     def _run(self, *arguments: object) -> None:
         with open(self._folder / "server.log", "a") as log:
             command = children.bound(_command(*arguments))
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), check=False)
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment(), check=False)
         if done.returncode:
             last = self.server_log[-2000:]
             raise SystemExit(f"error: Expected tff_kit {arguments[0]} to end well, found exit code {done.returncode}:\n{last}")
 
 
 def _command(*arguments: object, python: Optional[str] = None) -> list[str]:
-    return [python or str(_PYTHON), "-m", "tff_kit", *map(str, arguments)]
+    return [python or str(PYTHON), "-m", "tff_kit", *map(str, arguments)]
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+def environment() -> dict[str, str]:
+    """Returns the environment of these processes. Flower's would else import the installed tff_kit, of whichever checkout."""
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(results.ROOT)}
 
 
 def installed_megabytes(environment: pathlib.Path) -> int:
