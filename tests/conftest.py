@@ -17,6 +17,7 @@ import wave
 import hypothesis
 import numpy as np
 import programs
+import psutil
 import pytest
 import tensorflow as tf
 
@@ -203,6 +204,9 @@ def write_speech(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+MOST_BYTES = 2**30  # Of a worker, which keeps what it has computed.
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_worker():
     """Lets all trainings of this process on one machine use one worker: to start one takes longer than to train a small model.
@@ -213,7 +217,14 @@ def one_worker():
     from tff_kit.runtime import cluster, sizing
     from tff_kit.training import rounds
 
-    open_context, worker = cluster.open_context, functools.cache(runtime.Worker)
+    open_context, workers = cluster.open_context, []
+
+    def worker():
+        if workers and psutil.Process(workers[0].pid).memory_info().rss > MOST_BYTES:
+            workers.pop().stop()
+        if not workers:
+            workers.append(runtime.Worker())
+        return workers[0]
 
     @contextlib.contextmanager
     def open_shared(machines, sampled, log, note):
@@ -228,8 +239,8 @@ def one_worker():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "cluster", types.SimpleNamespace(**{**vars(cluster), "open_context": open_shared}))
         yield
-    if worker.cache_info().currsize:
-        worker().stop()
+    for started in workers:
+        started.stop()
 
 
 @pytest.fixture(scope="module")
