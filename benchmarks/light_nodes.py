@@ -140,7 +140,7 @@ def run() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--nodes", nargs="+", required=True)
     arguments = parser.parse_args()
-    children.import_quietly("tensorflow")
+    children.import_tensorflow()
     connection.create_channel, connection.flwr_exit = _own_channel, _failed
     answerer = _Answerer(arguments.task, arguments.data)
     for client in arguments.nodes:
