@@ -33,7 +33,6 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "8 bits": {"broadcast": "uniform:8", "mean": "uniform:8"},
     "one setting, auto:0.25": {"compress": "auto:0.25"},
-    "one setting, light": {"compress": "light"},
 }
 
 
