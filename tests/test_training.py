@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import tff_kit
 from tff_kit import __main__ as command_line
 from tff_kit import datasets
+from tff_kit.tasks import TASKS
 from tff_kit.tasks.keywords import embed
 from tff_kit.training import logs, runs, sources
 
@@ -184,7 +185,7 @@ def test_bad_settings_are_refused_before_anything_is_written(arguments, message,
 
 def test_unknown_words_are_refused_with_those_there_are(capsys):
     assert command_line.main(["train", "mnist"]) == 2
-    assert "TASK one of cifar10, emnist, kws, kws-centralized, or join, credential, worker, embed" in capsys.readouterr().err
+    assert f"TASK one of {', '.join(TASKS)}, or join, credential, worker, embed" in capsys.readouterr().err
     assert command_line.main(["fly", "emnist"]) == 2
     assert "COMMAND one of train, evaluate" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
