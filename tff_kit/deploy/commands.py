@@ -178,7 +178,6 @@ def run_server(link: Any, config: Mapping[str, Any]) -> None:
         order = _parse_order(str(config["task"]), shlex.split(str(config["settings"])))
         _train(order, link, None, None)
         return
-    children.end_with(int((folder / "superlink").read_text()))  # Flower leaves an app behind that waits for nodes.
     (folder / "started").touch()
     try:
         with open(folder / "output", "a", buffering=1) as output:
@@ -267,7 +266,6 @@ def _run_until_done(superlink: Any, folder: pathlib.Path, order: _Order) -> str:
         order.write(folder / "order.json")
         (folder / "started").unlink(missing_ok=True)
         with superlink.running() as process:
-            (folder / "superlink").write_text(str(process.pid))
             run_id = superlink.start_run({"task": order.experiment.task, "folder": str(folder)})
             outcome = _follow(superlink, process, run_id, folder)
         if outcome is not None:
