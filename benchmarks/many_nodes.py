@@ -15,9 +15,7 @@ import contextlib
 import pathlib
 import re
 import resource
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +70,7 @@ def main(
         "rounds that count, or all the while where there was none; nodes and server share the machine",
     )
     rows = []
-    with _ended_by_sigterm():
+    with children.ended_by_sigterm():
         for kind, nodes, clients in cases:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(_measure(pathlib.Path(folder), kind, nodes, clients, rounds, minutes))
@@ -227,21 +225,6 @@ def _allow_open_files() -> None:
     """Allows this process and its children as many open files as it may: each node is two of the server's relay."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Ends everything in order also where this process is asked to terminate."""
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

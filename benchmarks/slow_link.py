@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Optional
@@ -24,6 +22,7 @@ from rich.progress import track
 
 from benchmarks import deployment, results
 from benchmarks.wire_bytes import ENCODERS
+from tff_kit.deploy import children
 
 _DOWN, _UP, _DELAY = "10mbit", "1mbit", "50ms"
 _NETWORK = "10.77"  # Client number i has 10.77.i.2, and the server 10.77.i.1 on that link; all reach 10.77.0.1.
@@ -101,10 +100,9 @@ def main(accuracy: float = 0.95, rounds: int = 15, clients: int = 6) -> None:
         rounds: Of each training, at most.
         clients: Who take part in every round.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that links and clients end in order.
     names = [f"form{i:02d}" for i in range(clients)]
     links, curves, rows = _Links(names), {}, []
-    with tempfile.TemporaryDirectory() as folder, links.up():
+    with children.ended_by_sigterm(), tempfile.TemporaryDirectory() as folder, links.up():
         deployed = deployment.Deployment(pathlib.Path(folder), names, f"{_NETWORK}.0.1:{_PORT}", links.prefix)
         with deployed.joined():
             for name, flags in track(ENCODERS.items(), "encoders"):

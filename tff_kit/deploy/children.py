@@ -66,6 +66,16 @@ def last_line(log: pathlib.Path) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", lines[-1]) if lines else ""
 
 
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Ends everything in order also where this process is asked to terminate."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def end_with(process: int) -> None:
     """Ends this process when another one ends, which need not be its parent."""
     try:

@@ -9,9 +9,7 @@ import json
 import os
 import pathlib
 import shlex
-import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -249,7 +247,7 @@ def _serve(order: _Order, address: str, credential: Optional[credential_files.Se
     names = experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"
     logdir = runs.run_path(order.logdir, order.resume, *names)
     order = dataclasses.replace(order, logdir=logdir)
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
+    with children.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
         fleet, control = _free_port(), _free_port()
         with relay.Relay(host, port, fleet, folder / "wire") as relayed:
@@ -313,7 +311,7 @@ def _rounds_done(logdir: pathlib.Path) -> int:
 def _join(server: str, task: str, data: str, client: Optional[str], credential: Any, free_memory: bool) -> None:
     from tff_kit.deploy import engine
 
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
+    with children.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
         command = client_process.command(task, folder / "node", data, client, os.getpid(), free_memory)
         print(f"Taking part in {task} on {server} with the data {data}, until Ctrl-C.", flush=True)
@@ -399,16 +397,6 @@ def _is_loopback(host: str) -> bool:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as any_server:
         return any_server.getsockname()[1]
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm():
-    """Ends everything in order also where this process is asked to terminate."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
