@@ -272,7 +272,7 @@ def _untrained(training, folder):
 
 
 @pytest.mark.slow
-def test_a_plain_round_counts_32_bits_a_weight_and_reaches_every_weight_of_the_mask(store_folder, one_worker, tmp_path):
+def test_a_plain_round_counts_32_bits_a_weight_and_reaches_every_weight_of_the_mask(store_folder, tmp_path):
     """One round by SGD inside TFF moves all weights that the mask is made of; the other masks' and the quality's stay."""
     experiment = Segmentation(rounds=1, client_optimizer="sgd", client_lr=0.01)
     run = tff_kit.train(experiment, tmp_path / "run")
@@ -316,7 +316,7 @@ def test_a_client_of_its_own_has_all_that_a_device_needs(store_folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_embed_trains_and_exports_from_the_command_line(tmp_path, one_worker, capsys):
+def test_embed_trains_and_exports_from_the_command_line(tmp_path, capsys):
     for client in ("a", "b", "validation", "test"):
         for number in range(2):
             save(tmp_path / "data", client, str(number), *blank())

@@ -135,8 +135,8 @@ class Communication(_Settings):
                 raise SettingsError(f"--{name}: {error}") from error
 
     def _set_by_compress(self) -> None:
-        step = _COMPRESS.get(self.compress) or re.fullmatch(r"auto:([0-9]+\.?[0-9]*)", self.compress)
-        step = float(step[1]) if isinstance(step, re.Match) else step
+        own = re.fullmatch(r"auto:([0-9]+\.?[0-9]*)", self.compress)
+        step = float(own[1]) if own else _COMPRESS.get(self.compress)
         if not step:
             raise SettingsError(f"Expected --compress to be none, {', '.join(_COMPRESS)} or auto:STEP, found {self.compress!r}.")
         # All clients receive one message, whose error does not average out, and which is one of many: it is finer.

@@ -106,6 +106,13 @@ class Store:
         """All clients, including those with too few clips to train."""
         return tuple(name.split("/")[1] for name in self.clips if name.startswith("clients/"))
 
+    @property
+    def precision_notes(self) -> tuple[str, ...]:
+        """What a user should know of the numbers' precision: a sentence for int8, none for float16."""
+        if self.dtype != "int8":
+            return ()
+        return (f"Embeddings are stored as int8, with a relative error of {self.relative_error:.2%}.",)
+
     def num_labels(self, name: str) -> int:
         """The number of labels of one folder of clips, such as "clients/0000" or "test"."""
         return self.examples[name] if self.examples else self.clips[name]

@@ -70,8 +70,7 @@ def load(
         notes.append(
             f"{few} of {len(store.client_ids)} clients have fewer than two batches of {batch_size} clips and take no part."
         )
-    if store.dtype == "int8":
-        notes.append(f"Embeddings are stored as int8, with a relative error of {store.relative_error:.2%}.")
+    notes.extend(store.precision_notes)
 
     def client_dataset(client_id: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
         path = tf.strings.join([root, "/clients/", client_id])

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tff_kit.datasets import DataError, PooledDataset
 from tff_kit.embeddings import reader
 from tff_kit.embeddings import store as stores
-from tff_kit.tasks.segmentation.objects import jitter_boxes, object_bytes, unpack_objects
+from tff_kit.tasks.segmentation.objects import image_numbers, jitter_boxes, object_bytes, unpack_objects
 from tff_kit.tasks.segmentation.stored import SAM_FILE, StoredSam, read_sam
 
 _TEST_BATCH_SIZE = 8
@@ -88,13 +88,12 @@ def load(
         objects = reader.read_labels(tf.constant(f"{root}/{name}"), store.label_bytes)
         return _batches(store, sam, f"{root}/{name}", objects, _TEST_BATCH_SIZE, jitter, tf.constant([_TEST_SEED, 0], tf.int64))
 
-    int8 = f"Embeddings are stored as int8, with a relative error of {store.relative_error:.2%}."
     return SegmentationDataset(
         name=store.name,
         client_ids=store.client_ids,
         client_dataset=client_dataset,
         test=held_out("test"),
-        notes=(*store.notes, *([int8] if store.dtype == "int8" else [])),
+        notes=(*store.notes, *store.precision_notes),
         validation=held_out("validation"),
         all_clients=all_clients,
         all_batches=-(-sum(store.num_labels(name) for name in names) // batch_size),
@@ -124,7 +123,7 @@ def _batches(
     store: stores.Store, sam: StoredSam, folder: Any, objects: tf.Tensor, batch_size: int, jitter: int, seed: tf.Tensor
 ) -> tf.data.Dataset:
     """Returns batches of objects in their order, whose boxes are jittered by `seed`."""
-    number = tf.bitcast(tf.reshape(objects[:, :4], [-1, 1, 4]), tf.int32)[:, 0]
+    number = image_numbers(objects)
     place = tf.range(tf.cast(tf.shape(objects)[0], tf.int64))
 
     def example(image: tf.Tensor, label: tuple[tf.Tensor, tf.Tensor]):

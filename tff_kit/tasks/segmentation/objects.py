@@ -57,12 +57,16 @@ def scale_mask(mask: np.ndarray, sizes: Sizes) -> np.ndarray:
     return framed
 
 
+def image_numbers(objects: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers of the images of objects, int32 [n]; `objects` is uint8 [n, object_bytes]."""
+    return tf.bitcast(tf.reshape(objects[:, :4], [-1, 1, 4]), tf.int32)[:, 0]
+
+
 def unpack_objects(objects: tf.Tensor, sizes: Sizes) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns images int32 [n], boxes float32 [n, 4] and masks float32 [n, side, side] of objects, uint8 [n, object_bytes]."""
-    image = tf.bitcast(tf.reshape(objects[:, :4], [-1, 1, 4]), tf.int32)[:, 0]
     box = tf.bitcast(tf.reshape(objects[:, 4:_HEAD], [-1, 4, 4]), tf.float32)
     bits = tf.bitwise.right_shift(objects[:, _HEAD:, tf.newaxis], tf.constant([7, 6, 5, 4, 3, 2, 1, 0], tf.uint8)) & 1
-    return image, box, tf.cast(tf.reshape(bits, [-1, sizes.side, sizes.side]), tf.float32)
+    return image_numbers(objects), box, tf.cast(tf.reshape(bits, [-1, sizes.side, sizes.side]), tf.float32)
 
 
 def jitter_boxes(boxes: tf.Tensor, jitter: int, seed: tf.Tensor, sizes: Sizes) -> tf.Tensor:

@@ -22,6 +22,7 @@ from tff_kit.datasets import DataError
 from tff_kit.embeddings import frozen
 from tff_kit.tasks.segmentation.decoder import PROMPT_WEIGHTS
 from tff_kit.tasks.segmentation.sizes import Sizes, scaled_size
+from tff_kit.tasks.segmentation.weights import of_decoder
 
 DEFAULT_MODEL = "facebook/sam-vit-base"
 TINY = "tiny"
@@ -100,12 +101,11 @@ def _wrap(name: str, model: Any, trained: bool) -> Sam:
 
     named = _named_weights(model)
     sha256 = frozen.sha256(value for key, value in sorted(named.items()) if key.startswith("vision_encoder."))
-    decoder = {key.partition(".")[2]: value for key, value in named.items() if key.startswith("mask_decoder.")}
     return Sam(
         frozen.Encoder(name, sha256, sizes.window, sizes.positions, sizes.hidden_size, embed),
         sizes,
         {key: named[key] for key in PROMPT_WEIGHTS},
-        decoder if trained else None,
+        of_decoder(named) if trained else None,
     )
 
 

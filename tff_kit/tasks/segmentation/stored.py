@@ -43,8 +43,7 @@ def read_sam(folder: pathlib.Path) -> StoredSam:
         prompts = {name: value for name, value in tensors.items() if not name.startswith(weights.PREFIX)}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"Expected the sizes of a SAM in {folder / SAM_FILE}, found none. Run the same embed again.") from error
-    decoder = {name[len(weights.PREFIX) :]: value for name, value in tensors.items() if name.startswith(weights.PREFIX)}
-    return StoredSam(sizes, prompts, decoder)
+    return StoredSam(sizes, prompts, weights.of_decoder(tensors))
 
 
 def write_sam(folder: pathlib.Path, sam: StoredSam) -> None:

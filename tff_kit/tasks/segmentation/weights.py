@@ -48,7 +48,7 @@ def load_decoder(path: os.PathLike, sizes: Sizes, encoder_sha256: str) -> dict[s
       DataError: If the file cannot be read, or is a decoder of other sizes or for another encoder.
     """
     tensors, metadata = read(path)
-    found = {name[len(PREFIX) :]: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    found = of_decoder(tensors)
     expected = weight_shapes(sizes)
     different = [name for name in expected if name not in found or found[name].shape != expected[name]]
     different += [name for name in found if name not in expected]
@@ -67,6 +67,11 @@ def load_decoder(path: os.PathLike, sizes: Sizes, encoder_sha256: str) -> dict[s
             f"{path}, trained on those of {trained_on[:12]}. Make the embeddings with that encoder, or take another decoder."
         )
     return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def of_decoder(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the mask decoder's tensors of those of a SAM, by the names of `weight_shapes`."""
+    return {name[len(PREFIX) :]: value for name, value in tensors.items() if name.startswith(PREFIX)}
 
 
 def set_decoder(model: tf.keras.Model, path: os.PathLike, encoder_sha256: str) -> None:
