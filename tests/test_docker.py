@@ -123,8 +123,9 @@ def _running(log, command):
         finally:
             family = children_of(process)
             for child in family:  # What runs in the container has no other parent than buildah, which passes nothing on.
-                if child.cmdline()[1:4] == ["-m", "tff_kit", "join"]:
-                    child.terminate()
+                with contextlib.suppress(psutil.NoSuchProcess):  # Some end meanwhile.
+                    if child.cmdline()[1:4] == ["-m", "tff_kit", "join"]:
+                        child.terminate()
             process.wait(120)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
