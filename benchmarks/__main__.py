@@ -38,6 +38,7 @@ _KWS_30S = ("--window", "30s", "--data", "{store_30s}")
 _TIME = ("--memory-rounds", "0")
 _BENCHMARKS = (
     _Benchmark("encoder_time", ("encoders/time",), quick={}),
+    _Benchmark("encoder_sizes", ("encoders/sizes",), quick={}),
     _Benchmark("coder_overhead", ("encoders/coder_overhead",), quick={}),
     _Benchmark("format_agreement", ("encoders/format_agreement",), quick={}),
     _Benchmark("fuzz_decoders", ("encoders/fuzz_decoders",), quick={}),

@@ -21,11 +21,7 @@ CATEGORICAL, BINARY = K.losses.SparseCategoricalCrossentropy, K.losses.BinaryCro
 ENCODERS = {
     "identity": {"broadcast": "identity", "mean": "identity"},
     "8 bits": {"broadcast": "tensor_encoding:8", "mean": "tensor_encoding:8"},
-    "fewest bits": {
-        "broadcast": "lowrank:2+step:0.5+entropy/uniform:8",
-        "mean": "lowrank:2+step:0.5+entropy/uniform:6",
-        "broadcast_change": True,
-    },
+    "fewest bits": {"compress": "light"},
 }
 
 

@@ -74,9 +74,10 @@ def _carry(message: Message, context: Context) -> Message:
 @server_app.main()
 def _train(grid: Grid, context: Context) -> None:
     """Trains with the nodes of a federation: what `flwr run` starts, and `serve` too."""
-    from tff_kit.deploy.commands import run_server
-
     children.end_with(os.getppid())  # Flower's SuperExec, which starts the app in a session of its own and leaves it behind.
+    children.import_tensorflow()
+    from tff_kit.deploy.serving import run_server
+
     run_server(_GridLink(grid), context.run_config)
 
 

@@ -17,8 +17,10 @@ graphs are built once, when a codec is made. Both ends make it of the same specs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any, Callable, Union
 
 import tensorflow as tf
@@ -194,7 +196,25 @@ class MeanCodec:
 def _graph(function: Callable, *signature: Any) -> tuple[Callable, Any]:
     """Returns `function` as a graph of tensors of this signature, and the `tf.TensorSpec`s of what it returns."""
     made = tf.function(function, input_signature=signature, autograph=False)
-    return made, _specs_of(made.get_concrete_function().structured_outputs)
+    with _without_grappler():
+        returned = _specs_of(made.get_concrete_function().structured_outputs)
+
+    def call(*tensors):
+        with _without_grappler():
+            return made(*tensors)
+
+    return call, returned
+
+
+@contextlib.contextmanager
+def _without_grappler() -> Iterator[None]:
+    """Leaves out TensorFlow's optimizer of graphs: a first encoding takes several times as long with it, a later one as long."""
+    chosen = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": chosen})
 
 
 def _weighted(encode: Callable) -> Callable:

@@ -33,21 +33,17 @@ def train(task: str, arguments: Sequence[str]) -> Callable:
     def run_training(
         training: tyro.conf.OmitArgPrefixes[settings_type] = default,  # type: ignore[valid-type]
         machines: tyro.conf.OmitArgPrefixes[machines_type] = one_machine,  # type: ignore[valid-type]
-        logdir: Optional[pathlib.Path] = None,
-        resume: bool = False,
-        overwrite: bool = False,
+        place: tyro.conf.OmitArgPrefixes[runs.Place] = runs.Place(),  # noqa: B008
     ) -> None:
         """Trains into a run directory.
 
         Args:
             training: The settings.
             machines: The machines to train on.
-            logdir: The run directory. The default is a new one in logs/.
-            resume: Resume the interrupted run in --logdir with its settings. More --rounds or --epochs are allowed.
-            overwrite: Replace the run in --logdir.
+            place: Where the run is kept.
         """
         where = {"machines": machines} if federated else {}
-        module.train(training, logdir, resume, overwrite, **where)
+        module.train(training, place.logdir, place.resume, place.overwrite, **where)
 
     return run_training
 

@@ -46,6 +46,18 @@ class RunError(UserError, RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is kept, as the command line says it."""
+
+    logdir: Optional[pathlib.Path] = None
+    """The run directory. The default is a new one in logs/."""
+    resume: bool = False
+    """Resume the interrupted run in --logdir with its settings. More --rounds or --epochs are allowed."""
+    overwrite: bool = False
+    """Replace the run in --logdir."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """The places in a run directory."""
 
