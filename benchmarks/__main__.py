@@ -61,6 +61,7 @@ _BENCHMARKS = (
     _Benchmark("client_memory", ("deploy/client_memory",), quick={}),
     _Benchmark("free_memory", ("deploy/free_memory",), quick={}),
     _Benchmark("many_clients", ("cluster/many_clients",), ("--data", "{emnist}", "--halves"), quick={}),
+    _Benchmark("other_models", ("encoders/other_models",), ("--emnist", "{emnist}"), quick={}),
     _Benchmark("emnist_accuracy", ("emnist/accuracy",), ("--data", "{emnist}"), quick={}),
     _Benchmark("bits_to_accuracy", ("emnist/bits",), ("emnist", "--data", "{emnist}"), quick={"task": "emnist"}),
     _Benchmark("bits_to_accuracy", ("keywords/bits_1s",), ("kws-1s", "--data", "{store_1s}"), quick={"task": "kws-1s"}),

@@ -10,6 +10,7 @@ from entropy_golden import FOLDER, _random
 from tff_kit import encoders
 from tff_kit.encoders import message
 from tff_kit.encoders.auto import PRICE, bits, factor_levels
+from tff_kit.encoders.low_rank import components
 from tff_kit.encoders.views import matrix_views
 
 
@@ -72,19 +73,37 @@ def test_low_rank_is_found_and_takes_the_bits_of_its_factors():
 
 def test_a_component_is_sent_only_if_it_saves_more_than_its_bits():
     x = np.concatenate([_of_rank(2, 100, 80) * 8, np.zeros([100, 80])], axis=0).astype(np.float32) + stages.normal(200, 80) / 4
-    levels, saved = factor_levels(tf.constant(x), 20)
+    levels, saved, about = factor_levels(*components(tf.constant(x), 20))
     kept = np.any(levels.numpy() != 0, axis=0)
     assert kept.sum() == 2
     a, b = levels.numpy()[:200], levels.numpy()[200:]
     product = (a / np.sqrt(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)).clip(1e-9)) @ b.T
     of_side = [float(tf.reduce_sum(bits(tf.constant(side), axis=0))) for side in (a, b)]
-    assert float(saved) == pytest.approx(stages.squared(x) - stages.squared(x - product) - PRICE * sum(of_side), rel=0.02)
+    kept = stages.squared(x) - stages.squared(x - product)
+    assert float(about) == pytest.approx(kept, rel=0.02)
+    assert float(saved) == pytest.approx(kept - PRICE * sum(of_side), rel=0.02)
 
 
 def test_the_estimated_bits_are_about_the_entropy():
     for step in (0.5, 1, 3):
         levels = np.round(stages.normal(20_000) / np.float32(step))
         assert float(bits(tf.constant(levels))) == pytest.approx(stages.entropy(levels) * levels.size, rel=0.1)
+
+
+@pytest.mark.parametrize("lost", [0.5, 0.1])
+def test_no_more_is_lost_than_may_be_and_the_step_is_as_large_as_it_may(lost):
+    """Of numbers that are equally large everywhere a coarse step leaves nearly nothing."""
+    values = [np.sign(stages.normal(80, 70, seed=1)), np.sign(stages.normal(9, seed=2))]
+    _, without, all_lost = _sent(values, "auto:4")
+    _, sent, error = _sent(values, f"auto:4,32,{lost}")
+    assert error < 1.05 * lost < 0.9 < all_lost
+    assert without < sent
+
+
+def test_what_loses_little_is_encoded_as_without_a_bound():
+    x = _of_rank(3, 400, 300)
+    for a, b in zip(*(_sent([x], spec)[0] for spec in ("auto:1", "auto:1,32,0.5"))):
+        np.testing.assert_array_equal(a, b)
 
 
 _MODELS = {
@@ -166,7 +185,18 @@ def test_the_mean_over_clients():
 
 
 @pytest.mark.parametrize(
-    "spec", ["auto:0", "auto", "auto:1,0", "auto:1+entropy", "rotate+auto:1", "auto:1/uniform:8", "uniform:8/auto:1"]
+    "spec",
+    [
+        "auto:0",
+        "auto",
+        "auto:1,0",
+        "auto:1,9,0",
+        "auto:1,9,1.1",
+        "auto:1+entropy",
+        "rotate+auto:1",
+        "auto:1/uniform:8",
+        "uniform:8/auto:1",
+    ],
 )
 def test_specs_that_can_not_be_are_refused(spec):
     with pytest.raises(encoders.SpecError):

@@ -11,6 +11,9 @@ B S^-1 = V are orthonormal, and so does one in B, so that their step is that of 
 factors say: sqrt(|a| |b|) of a component's columns a and b. A component is left out where its bits cost more than the error that
 it takes away, so that the rank follows from the step.
 
+One step suits a tensor whose squared norm is in few elements or components. Of others, such as updates of Adam's, which are about
+equally large everywhere, it would leave nearly nothing. So the step is made smaller until no more is lost than is allowed.
+
 P. A. Chou, T. Lookabaugh, R. M. Gray: Entropy-Constrained Vector Quantization. IEEE Transactions on Acoustics, Speech, and Signal
 Processing 37, 1989. N. Halko, P.-G. Martinsson, J. A. Tropp: Finding Structure with Randomness. SIAM Review 53, 2011, arXiv
 0909.4061. T. Vogels, S. P. Karimireddy, M. Jaggi: PowerSGD. NeurIPS 2019, arXiv 1905.13727.
@@ -19,9 +22,10 @@ Processing 37, 1989. N. Halko, P.-G. Martinsson, J. A. Tropp: Finding Structure 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
@@ -36,6 +40,7 @@ from tff_kit.encoders.views import Shape, View, matrix_views
 
 PRICE = 0.12
 """Of a bit, in units of step^2."""
+_FINER = 64  # At most, where too much would be lost.
 _SAMPLE = 2**14  # Elements of a matrix by which its bits and error without factors are estimated.
 
 
@@ -48,12 +53,13 @@ class AutoStage(Stage):
     without any bytes where they would hold zeros only. `factors` has the factors of all variables that are sent so, [m + n, rank]
     each, one below another; `rest` the elements of the others.
 
-    The squared error is at most about that of leaving everything out, |x|^2. A vector with an element that is not finite decodes
-    to elements none of which is finite.
+    The squared error is at most about `lost` |x|^2. A vector with an element that is not finite decodes to elements none of
+    which is finite.
 
     Args:
-      step: Distance of levels in units of the root mean square of the vector, 0.001 or more.
+      step: Distance of levels in units of the root mean square of the vector, 0.001 or more; less if more than `lost` were lost.
       rank: The most components of a matrix.
+      lost: The largest share of the squared norm to lose, in (0, 1].
       shapes: Of the variables; by default the tensor is one.
 
     Raises:
@@ -65,13 +71,16 @@ class AutoStage(Stage):
     FACTORS_KEY = "factors"
     REST_KEY = "rest"
 
-    def __init__(self, step: float, rank: int = 32, shapes: Optional[Sequence[Shape]] = None):
+    def __init__(self, step: float, rank: int = 32, lost: float = 1.0, shapes: Optional[Sequence[Shape]] = None):
         if not 0.001 <= step < float("inf"):  # A float32 holds all integers up to 2^24 only.
             raise ValueError(f"Expected step to be 0.001 or more, in units of the root mean square, found {step}.")
         if rank < 1:
             raise ValueError(f"Expected rank to be at least 1, found {rank}.")
+        if not 0 < lost <= 1:
+            raise ValueError(f"Expected the share of the squared norm to lose to be in (0, 1], found {lost}.")
         self._step = step
         self._rank = rank
+        self._lost = lost
         self._shapes = shapes
 
     name = "auto"
@@ -80,27 +89,31 @@ class AutoStage(Stage):
 
     def of_shapes(self, shapes: Sequence[Shape]) -> AutoStage:
         """Returns the stage that encodes variables of these shapes, one behind another."""
-        return AutoStage(self._step, self._rank, shapes)
+        return AutoStage(self._step, self._rank, self._lost, shapes)
 
     def encode(self, x, encode_params):
         del encode_params
         shapes = self._shapes_of(x.shape)
-        step = self._step * root_mean_square(x)
-        place = tf.reshape(tf.math.divide_no_nan(x, step), [-1])
-        place = tf.where(tf.math.is_finite(step), place, tf.zeros([], x.dtype))  # Of what is not finite the step tells.
+        unit = root_mean_square(x)
+        place = tf.reshape(tf.math.divide_no_nan(x, unit), [-1])
+        place = tf.where(tf.math.is_finite(unit), place, tf.zeros([], x.dtype))  # Of what is not finite the step tells.
+        parts = tf.split(place, [math.prod(shape) for shape in shapes])
+        seen = [_Seen.of(part, views, self._rank) for part, views in zip(parts, matrix_views(shapes))]
+        step = self._fitting_step(seen, tf.reduce_sum(tf.square(place)))
         choices, factors, rest = [], [], []
-        for variable, views in zip(tf.split(place, [math.prod(shape) for shape in shapes]), matrix_views(shapes)):
-            if not views:
-                rest.append(_rounded(variable))
+        for variable in (one.in_steps(step) for one in seen):
+            if not variable.sides:
+                rest.append(_rounded(variable.elements))
                 continue
-            found = [factor_levels(tf.reshape(variable, view), min(self._rank, *view)) for view in views]
-            choice = _best([_saved_by_elements(variable), *(saved for _, saved in found)])
+            choice, _, found = variable.best()
             choices.append(tf.cast(choice, tf.uint8))
             nothing = tf.zeros([0], x.dtype)
-            rest.append(tf.cond(tf.equal(choice, 1), lambda v=variable: _rounded(v), lambda nothing=nothing: nothing))
-            made = [lambda levels=levels: self._wide(levels) for levels, _ in found]
+            elements = lambda v=variable.elements: _rounded(v)  # noqa: E731
+            rest.append(tf.cond(tf.equal(choice, 1), elements, lambda nothing=nothing: nothing))
+            made = [lambda levels=levels: self._wide(levels) for levels in found]
             none = lambda dtype=x.dtype: tf.zeros([0, self._rank], dtype)  # noqa: E731
             factors.append(tf.switch_case(choice, [none, none, *made]))
+        step *= unit
         encoded = collections.OrderedDict([(self.STEP_KEY, step)])
         if choices:
             encoded[self.CHOICE_KEY] = tf.stack(choices)
@@ -134,6 +147,18 @@ class AutoStage(Stage):
         ]
         return tf.reshape(tf.concat(variables, axis=0) * step, tf.cast(shape, tf.int32))
 
+    def _fitting_step(self, seen: Sequence[_Seen], norm: tf.Tensor) -> tf.Tensor:
+        """Returns the largest step, in the unit of `seen`, with which no more of the squared norm is lost than may be."""
+        largest = tf.constant(self._step, norm.dtype)
+        if self._lost == 1:
+            return largest
+
+        def loses_too_much(step: tf.Tensor) -> tf.Tensor:
+            kept = tf.add_n([one.in_steps(step).best()[1] for one in seen]) * tf.square(step)
+            return (kept < (1 - self._lost) * norm) & (step > largest / _FINER)
+
+        return tf.while_loop(loses_too_much, lambda step: [step / 2**0.5], [largest])[0]
+
     def _shapes_of(self, shape) -> Sequence[Shape]:
         if self._shapes is not None:
             return self._shapes
@@ -161,36 +186,74 @@ def _rounded(place: tf.Tensor) -> tf.Tensor:
     return cheapest(place, tf.round(place), PRICE) if place.shape[0] else place
 
 
-def _saved_by_elements(place: tf.Tensor) -> tf.Tensor:
-    """Returns about what rounded elements save, found from a sample of them."""
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A variable and its matrices' components, in some unit.
+
+    Attributes:
+      elements: The variable, flat.
+      sides: [m, rank] and [n, rank] of each of its views (`components`); none of a variable without views.
+    """
+
+    elements: tf.Tensor
+    sides: list[tuple[tf.Tensor, tf.Tensor]]
+
+    @classmethod
+    def of(cls, elements: tf.Tensor, views: Sequence[View], rank: int) -> _Seen:
+        """Returns a variable with the first components of its `views`."""
+        return cls(elements, [components(tf.reshape(elements, view), min(rank, *view)) for view in views])
+
+    def in_steps(self, step: tf.Tensor) -> _Seen:
+        """Returns the same in units of `step`."""
+        return _Seen(self.elements / step, [(a / step, b / step) for a, b in self.sides])
+
+    def best(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Returns what to send, as the payload says it; about what that keeps of the squared norm; and all views' levels."""
+        saved, kept = _of_elements(self.elements)
+        if not self.sides:
+            return tf.constant(1), kept, []
+        found = [factor_levels(a, b) for a, b in self.sides]
+        nothing = tf.zeros_like(saved)
+        choice = tf.argmax([nothing, saved, *(x.saved for x in found)], output_type=tf.int32)
+        return choice, tf.gather([nothing, kept, *(x.kept for x in found)], choice), [x.levels for x in found]
+
+
+def _of_elements(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns about what rounded elements save, and what they keep of the squared norm, found from a sample of them."""
+    if not place.shape[0]:
+        return tf.zeros([], place.dtype), tf.zeros([], place.dtype)
     sample = place[:: -(-place.shape[0] // _SAMPLE)]
     levels = _rounded(sample)
-    saved = tf.reduce_sum(levels * (2 * sample - levels)) - PRICE * bits(levels)
-    return saved * (place.shape[0] / sample.shape[0])
+    kept = tf.reduce_sum(levels * (2 * sample - levels))
+    part = sample.shape[0] / place.shape[0]
+    return (kept - PRICE * bits(levels)) / part, kept / part
 
 
-def _best(saved: list[tf.Tensor]) -> tf.Tensor:
-    """Returns 1 and above, int32, for the one that saves most, or 0 if none saves anything."""
-    return tf.argmax([tf.zeros_like(saved[0]), *saved], output_type=tf.int32)
+class Factors(NamedTuple):
+    """A matrix's rounded factors.
 
-
-def factor_levels(matrix: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the rounded factors, [m + n, rank] with zeros where a component is left out, and what they save.
-
-    Args:
-      matrix: [m, n], in steps.
-      rank: The most components.
+    Attributes:
+      levels: [m + n, rank], with zeros where a component is left out.
+      saved: What they keep, less the price of their bits.
+      kept: What they keep of the squared norm.
     """
-    a, b = components(matrix, rank)
+
+    levels: tf.Tensor
+    saved: tf.Tensor
+    kept: tf.Tensor
+
+
+def factor_levels(a: tf.Tensor, b: tf.Tensor) -> Factors:
+    """Returns what is sent of a matrix's components [m, rank] and [n, rank], which are in steps."""
     sides = [cheapest(side, tf.round(side), PRICE, axis=0) for side in (a, b)]
     singular = tf.norm(b, axis=0)
     scale = scales(*sides)
     agree = [tf.reduce_sum(side * exact, axis=0) for side, exact in zip(sides, (a, b))]
     norms = [tf.reduce_sum(tf.square(side), axis=0) for side in sides]
-    taken = 2 * scale * tf.math.divide_no_nan(agree[0] * agree[1], singular) - tf.square(scale) * norms[0] * norms[1]
-    saved = taken - PRICE * (bits(sides[0], axis=0) + bits(sides[1], axis=0))
+    kept = 2 * scale * tf.math.divide_no_nan(agree[0] * agree[1], singular) - tf.square(scale) * norms[0] * norms[1]
+    saved = kept - PRICE * (bits(sides[0], axis=0) + bits(sides[1], axis=0))
     levels = tf.where(saved > 0, tf.concat(sides, axis=0), 0)
-    return levels, tf.reduce_sum(tf.maximum(saved, 0))
+    return Factors(levels, tf.reduce_sum(tf.maximum(saved, 0)), tf.reduce_sum(tf.where(saved > 0, kept, 0)))
 
 
 def scales(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -90,8 +90,8 @@ def _low_rank(rank: int, rows: Optional[int] = None) -> Callable[[int], list[Par
     return lambda seed: [Part(LowRankStage(rank, rows), LowRankStage.FACTORS_KEY)]
 
 
-def _auto(step: float, rank: int = 32) -> Callable[[int], list[Part]]:
-    return lambda seed: [Part(AutoStage(step, rank))]
+def _auto(step: float, rank: int = 32, lost: float = 1.0) -> Callable[[int], list[Part]]:
+    return lambda seed: [Part(AutoStage(step, rank, lost))]
 
 
 def _topk(fraction: float) -> Callable[[int], list[Part]]:
