@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tff_kit.encoders.entropy.graphs import built_once
+from tff_kit.encoders.graphs import built_once
 
 _BUILT = []
 

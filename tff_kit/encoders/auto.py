@@ -33,6 +33,7 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 from tff_kit.encoders.blocks import static_size
 from tff_kit.encoders.checks import checked
 from tff_kit.encoders.entropy import decode_integers, encode_integers
+from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.low_rank import components
 from tff_kit.encoders.quantization import cheapest, root_mean_square
 from tff_kit.encoders.stage import Stage
@@ -102,13 +103,14 @@ class AutoStage(Stage):
         step = self._fitting_step(seen, tf.reduce_sum(tf.square(place)))
         choices, factors, rest = [], [], []
         for variable in (one.in_steps(step) for one in seen):
+            rounded = built_once(_rounded, _spec(variable.elements))
             if not variable.sides:
-                rest.append(_rounded(variable.elements))
+                rest.append(rounded(variable.elements))
                 continue
             choice, _, found = variable.best()
             choices.append(tf.cast(choice, tf.uint8))
             nothing = tf.zeros([0], x.dtype)
-            elements = lambda v=variable.elements: _rounded(v)  # noqa: E731
+            elements = lambda v=variable.elements, rounded=rounded: rounded(v)  # noqa: E731
             rest.append(tf.cond(tf.equal(choice, 1), elements, lambda nothing=nothing: nothing))
             made = [lambda levels=levels: self._wide(levels) for levels in found]
             none = lambda dtype=x.dtype: tf.zeros([0, self._rank], dtype)  # noqa: E731
@@ -201,7 +203,8 @@ class _Seen:
     @classmethod
     def of(cls, elements: tf.Tensor, views: Sequence[View], rank: int) -> _Seen:
         """Returns a variable with the first components of its `views`."""
-        return cls(elements, [components(tf.reshape(elements, view), min(rank, *view)) for view in views])
+        matrices = [tf.reshape(elements, view) for view in views]
+        return cls(elements, [built_once(components, _spec(x), rank=min(rank, *x.shape))(x) for x in matrices])
 
     def in_steps(self, step: tf.Tensor) -> _Seen:
         """Returns the same in units of `step`."""
@@ -209,13 +212,17 @@ class _Seen:
 
     def best(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Returns what to send, as the payload says it; about what that keeps of the squared norm; and all views' levels."""
-        saved, kept = _of_elements(self.elements)
+        saved, kept = built_once(_of_elements, _spec(self.elements))(self.elements)
         if not self.sides:
             return tf.constant(1), kept, []
-        found = [factor_levels(a, b) for a, b in self.sides]
+        found = [built_once(factor_levels, _spec(a), _spec(b))(a, b) for a, b in self.sides]
         nothing = tf.zeros_like(saved)
         choice = tf.argmax([nothing, saved, *(x.saved for x in found)], output_type=tf.int32)
         return choice, tf.gather([nothing, kept, *(x.kept for x in found)], choice), [x.levels for x in found]
+
+
+def _spec(x: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec(x.shape, x.dtype)
 
 
 def _of_elements(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

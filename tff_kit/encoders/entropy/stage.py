@@ -20,8 +20,8 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 from tff_kit.encoders.checks import checked
 from tff_kit.encoders.entropy import elements, tuples
-from tff_kit.encoders.entropy.graphs import built_once
 from tff_kit.encoders.entropy.header import VERSION, PayloadHeader
+from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.stage import CoderStage
 
 ELEMENTS, VERBATIM, NOT_FINITE, TUPLES = 0, 1, 2, 3  # The coder, by the payload's header.

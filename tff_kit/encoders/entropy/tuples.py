@@ -22,10 +22,10 @@ import tensorflow as tf
 from tff_kit.encoders.checks import checked
 from tff_kit.encoders.entropy import elements
 from tff_kit.encoders.entropy.codebook import SHAPES, SLOT_BITS, codebook, distances, numbers, of_shape, symbols_by_slot
-from tff_kit.encoders.entropy.graphs import built_once
 from tff_kit.encoders.entropy.header import TuplesHeader
 from tff_kit.encoders.entropy.rans import STATE_BYTES, Rans
 from tff_kit.encoders.entropy.tables import pack_tables, proportional, unpack_tables
+from tff_kit.encoders.graphs import built_once
 
 NONE = len(SHAPES)
 """The shape of tensors that do better without tuples."""

@@ -1,7 +1,7 @@
 """Graphs that are built once and called from others.
 
 TFF builds the graph of an encoder several times for each variable: for clients, for the server, and to learn the types. The
-entropy coder has thousands of operations, which takes seconds each time.
+entropy coder has thousands of operations, which takes seconds each time, and a model has many matrices of one shape.
 """
 
 from __future__ import annotations
