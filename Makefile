@@ -74,8 +74,8 @@ train-sam: setup ## Trains SAM's mask decoder on SAM_STORE=folder or SAM_STORE=d
 train-sam-compressed: setup ## Trains SAM's mask decoder with 8-bit encoding in both directions.
 	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --broadcast uniform:8 --mean uniform:8 $(SAM_SETTINGS)
 
-train-sam-fewest: setup ## Trains SAM's mask decoder with encoders that choose for themselves; finer than light, which costs much here.
-	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --compress auto:0.25 $(SAM_SETTINGS)
+train-sam-fewest: setup ## Trains SAM's mask decoder with encoders that choose for themselves and take the fewest bits.
+	@$(PYTHON) -m tff_kit train sam --rounds $(ROUNDS) --compress light $(SAM_SETTINGS)
 
 tensorboard: setup ## Shows the curves of all runs in logs/ in TensorBoard.
 	@.venv/bin/tensorboard --logdir logs

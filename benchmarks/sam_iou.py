@@ -32,7 +32,7 @@ _RATE = 2e-3  # For a decoder that was never trained; one that was takes 1e-5.
 _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "8 bits": {"broadcast": "uniform:8", "mean": "uniform:8"},
-    "one setting, auto:0.25": {"compress": "auto:0.25"},
+    "one setting, light": {"compress": "light"},
 }
 
 

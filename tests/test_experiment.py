@@ -180,3 +180,31 @@ def test_public_names_are_there():
         assert getattr(tff_kit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tff_kit.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("compress", "clients", "broadcast", "mean"),
+    [
+        ("light", 10, "auto:2,64,0.03", "auto:4,32,0.3"),
+        ("light", 4, "auto:2,64,0.03", "auto:4,32,0.12"),  # Errors of fewer clients average out less.
+        ("light", 500, "auto:2,64,0.03", "auto:4,32,1"),
+        ("strong", 10, "auto:3,64,0.0675", "auto:6,32,0.675"),
+        ("auto:0.5", 10, "auto:1,64,0.0075", "auto:2,32,0.075"),
+    ],
+)
+def test_one_setting_chooses_the_encoders_of_both_directions(compress, clients, broadcast, mean):
+    chosen = tff_kit.Emnist(compress=compress, clients=clients)
+    assert (chosen.broadcast, chosen.mean, chosen.broadcast_change) == (broadcast, mean, True)
+    assert dataclasses.replace(chosen, rounds=7).mean == mean
+    assert dataclasses.replace(dataclasses.replace(chosen, clients=3), clients=clients).mean == mean
+
+
+@pytest.mark.parametrize("compress", ["heavy", "auto", "auto:0", "auto:-1", "auto:x", ""])
+def test_another_setting_is_refused_by_name(compress):
+    with pytest.raises(SettingsError, match="Expected --compress to be none, light, strong or auto:STEP, found"):
+        tff_kit.Emnist(compress=compress)
+
+
+def test_one_setting_and_an_encoder_of_ones_own_are_refused():
+    with pytest.raises(SettingsError, match="Expected --mean to be left to --compress, found 'uniform:8'"):
+        tff_kit.Emnist(compress="light", mean="uniform:8")

@@ -29,6 +29,7 @@ from tff_kit.metrics import Metric, metrics_of_loss
 
 _COMPRESS: dict[str, float] = {"light": 1.0, "strong": 1.5}
 _DOWN, _UP = 2.0, 4.0  # Steps of `auto`, in units of the root mean square.
+_LOST = 0.03  # Of a broadcast's squared norm at most, and of the mean of a round's updates.
 ClientOptimizer = Literal["sgd", "adam"]
 ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
@@ -139,14 +140,22 @@ class Communication(_Settings):
         step = float(own[1]) if own else _COMPRESS.get(self.compress)
         if not step:
             raise SettingsError(f"Expected --compress to be none, {', '.join(_COMPRESS)} or auto:STEP, found {self.compress!r}.")
-        # All clients receive one message, whose error does not average out, and which is one of many: it is finer.
-        chosen = {"broadcast": f"auto:{_DOWN * step:g},64", "broadcast_change": True, "mean": f"auto:{_UP * step:g}"}
+        # All clients receive one message, whose error does not average out, and which is one of many: it is finer. The errors of
+        # the clients' messages do, so that each may be as many times larger.
+        down = min(1.0, _LOST * step**2)
+        up = min(1.0, down * getattr(self, "clients", 1))
+        chosen = {
+            "broadcast": f"auto:{_DOWN * step:g},64,{down:.3g}",
+            "broadcast_change": True,
+            "mean": f"auto:{_UP * step:g},32,{up:.3g}",
+        }
         defaults = {field.name: field.default for field in dataclasses.fields(Communication)}
         for name, value in chosen.items():
-            if getattr(self, name) not in (defaults[name], value):
-                raise SettingsError(
-                    f"Expected --{name.replace('_', '-')} to be left to --compress, found {getattr(self, name)!r}."
-                )
+            found = getattr(self, name)
+            # `dataclasses.replace` with other clients brings what was chosen for the ones before, which differs in its end.
+            begins = [str(spec).rpartition(",")[0] for spec in (found, value)]
+            if found not in (defaults[name], value) and begins[0] != begins[1]:
+                raise SettingsError(f"Expected --{name.replace('_', '-')} to be left to --compress, found {found!r}.")
             object.__setattr__(self, name, value)
 
 
