@@ -64,6 +64,8 @@ _BENCHMARKS = (
     _Benchmark("other_models", ("encoders/other_models",), ("--emnist", "{emnist}"), quick={}),
     _Benchmark("emnist_accuracy", ("emnist/accuracy",), ("--data", "{emnist}"), quick={}),
     _Benchmark("bits_to_accuracy", ("emnist/bits",), ("emnist", "--data", "{emnist}"), quick={"task": "emnist"}),
+    _Benchmark("bits_to_accuracy", ("emnist/one_setting",), ("emnist-one-setting", "--data", "{emnist}")),
+    _Benchmark("bits_to_accuracy", ("keywords/one_setting_1s",), ("kws-1s-one-setting", "--data", "{store_1s}")),
     _Benchmark("bits_to_accuracy", ("keywords/bits_1s",), ("kws-1s", "--data", "{store_1s}"), quick={"task": "kws-1s"}),
     _Benchmark("bits_to_accuracy", ("keywords/bits_30s",), ("kws-30s", "--data", "{store_30s}")),
     _Benchmark("kws_accuracy", ("keywords/accuracy_1s",), _KWS_1S, quick={}),

@@ -25,7 +25,7 @@ from rich.progress import track
 from benchmarks import results
 from tff_kit import encoders
 
-_SPECS = ("uniform:8", "step:2+entropy", "lowrank:16+step:0.5+entropy", "auto:2,64,0.03", "auto:4,32,0.3")
+_SPECS = ("uniform:8", "step:2+entropy", "lowrank:16+step:0.5+entropy", "auto:2,64,0.04", "auto:4,32,0.4")
 _SIZES = tuple(10**k for k in range(4, 9))
 _RANK = 8
 

@@ -29,7 +29,7 @@ from tff_kit.metrics import Metric, metrics_of_loss
 
 _COMPRESS: dict[str, float] = {"light": 1.0, "strong": 1.5}
 _DOWN, _UP = 2.0, 4.0  # Steps of `auto`, in units of the root mean square.
-_LOST = 0.03  # Of a broadcast's squared norm at most, and of the mean of a round's updates.
+_LOST = 0.04  # Of a broadcast's squared norm at most, and of the mean of a round's updates.
 ClientOptimizer = Literal["sgd", "adam"]
 ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
