@@ -30,6 +30,7 @@ from tff_kit.metrics import Metric, metrics_of_loss
 _COMPRESS: dict[str, float] = {"light": 1.0, "strong": 1.5}
 _DOWN, _UP = 2.0, 4.0  # Steps of `auto`, in units of the root mean square.
 _LOST = 0.04  # Of a broadcast's squared norm at most, and of the mean of a round's updates.
+_MOST_LOST = 0.6  # Of one update: what its encoder leaves out does not average out if all clients leave out the same.
 ClientOptimizer = Literal["sgd", "adam"]
 ServerOptimizer = Literal["sgd", "sgdm", "adam", "yogi", "adagrad"]
 
@@ -142,8 +143,8 @@ class Communication(_Settings):
             raise SettingsError(f"Expected --compress to be none, {', '.join(_COMPRESS)} or auto:STEP, found {self.compress!r}.")
         # All clients receive one message, whose error does not average out, and which is one of many: it is finer. The errors of
         # the clients' messages do, so that each may be as many times larger.
-        down = min(1.0, _LOST * step**2)
-        up = min(1.0, down * getattr(self, "clients", 1))
+        down = min(_MOST_LOST, _LOST * step**2)
+        up = min(_MOST_LOST, down * getattr(self, "clients", 1))
         chosen = {
             "broadcast": f"auto:{_DOWN * step:g},64,{down:.3g}",
             "broadcast_change": True,

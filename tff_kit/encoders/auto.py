@@ -159,7 +159,7 @@ class AutoStage(Stage):
             kept = tf.add_n([one.in_steps(step).best()[1] for one in seen]) * tf.square(step)
             return (kept < (1 - self._lost) * norm) & (step > largest / _FINER)
 
-        return tf.while_loop(loses_too_much, lambda step: [step / 2**0.5], [largest])[0]
+        return tf.while_loop(loses_too_much, lambda step: [step / 2**0.25], [largest])[0]
 
     def _shapes_of(self, shape) -> Sequence[Shape]:
         if self._shapes is not None:
