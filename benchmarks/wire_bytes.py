@@ -24,14 +24,8 @@ ENCODERS = {
     "8 bits": "--broadcast uniform:8 --mean uniform:8",
     "fewest bits": flags_of(LOW_RANK),
 }
-# Settings that make an update of about this size, in kilobytes.
-_SIZES = {
-    10: "--filters 1 --broadcast uniform:2 --mean uniform:2",
-    100: "--filters 1 --broadcast uniform:16 --mean uniform:16",
-    1_000: "--filters 7",
-    10_000: "--filters 64",
-    100_000: "--filters 545",
-}
+# Settings that make an update of about this size, in kilobytes: nothing encoded, of networks of these widths.
+_SIZES = {10: "--filters 1", 100: "--filters 4", 1_000: "--filters 12", 10_000: "--filters 39", 100_000: "--filters 124"}
 _TRAINED = "--rounds 20 --local-epochs 5 --client-lr 0.1 --eval-every 1"
 _DIRECTIONS = (("down", "broadcast_bits", "wire_bytes_down"), ("up", "aggregate_bits", "wire_bytes_up"))
 
