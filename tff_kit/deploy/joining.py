@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from tff_kit.deploy import children, client_process, engine
+from tff_kit.deploy import children, client_process
 from tff_kit.deploy.addresses import free_port
 from tff_kit.errors import UserError
 
@@ -33,6 +33,8 @@ def join(server: str, task: str, data: str, client: Optional[str], credential: A
     Raises:
       tff_kit.errors.UserError: If the client's process can't start, or another project's app asks for this node.
     """
+    from tff_kit.deploy import engine  # Flower, which only a deployment's environment has.
+
     with children.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tff_kit-") as name:
         folder = pathlib.Path(name)
         command = client_process.command(task, folder / "node", data, client, os.getpid(), free_memory)
