@@ -135,6 +135,17 @@ FEWEST_BITS: dict[str, Settings] = {"emnist": _EMNIST["low rank"], "kws": _KWS["
 """Settings that cost little accuracy, on the seed's own models, for other benchmarks."""
 
 
+def finished(
+    task: str, encoders: str, experiment: tff_kit.Experiment, folder: pathlib.Path
+) -> tuple[results.Row, list[dict[str, Any]]]:
+    """Trains what is missing of a run in `folder`. Returns what `summary` takes of it, and the rows of its tests."""
+    name = f"{task}_{encoders.replace(',', '').replace(' ', '-')}_seed{experiment.seed}"
+    logged = trained(experiment, folder / name).read_metrics()
+    tests = tested(logged)
+    last = statistics.mean(row["test_accuracy"] for row in tests[-_LAST:])
+    return {"task": task, "encoders": encoders, **final(experiment, logged), "last_tests": round(last, 5)}, tests
+
+
 def flags_of(settings: Settings) -> str:
     """Returns the settings as the command line takes them."""
     return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings.items())
@@ -240,12 +251,9 @@ def main(
     finals: list[results.Row] = []
     curves: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in encoders}
     for seed, (name, settings) in itertools.product(range(seeds), encoders.items()):
-        experiment = dataclasses.replace(base, **settings, seed=seed)
-        run = trained(experiment, folder / f"{task}_{name.replace(',', '').replace(' ', '-')}_seed{seed}")
-        logged = run.read_metrics()
-        last = statistics.mean(row["test_accuracy"] for row in tested(logged)[-_LAST:])
-        finals.append({"task": task, "encoders": name, **final(experiment, logged), "last_tests": round(last, 5)})
-        curves[name].append(tested(logged))
+        row, tests = finished(task, name, dataclasses.replace(base, **settings, seed=seed), folder)
+        finals.append(row)
+        curves[name].append(tests)
     title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
     source = results.Source(
         command=f"python -m benchmarks.bits_to_accuracy {task} --data FOLDER",

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import os
 import pathlib
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Callable, Optional
 
 from benchmarks import results
 from tff_kit.deploy import children
+from tff_kit.deploy.addresses import free_port
 
 ENVIRONMENT = results.ROOT / ".venv-deploy"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -134,5 +134,4 @@ def installed_megabytes(environment: pathlib.Path) -> int:
 
 def free_address() -> str:
     """Returns an address on loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as any_server:
-        return f"127.0.0.1:{any_server.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"

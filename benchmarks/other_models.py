@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import statistics
 from typing import Any, Optional
 
 import numpy as np
@@ -23,8 +22,7 @@ import tyro
 
 import tff_kit
 from benchmarks import results
-from benchmarks.bits_to_accuracy import flags_of
-from benchmarks.trained import tested, trained
+from benchmarks.bits_to_accuracy import finished, summary
 from tff_kit.experiment import ClientOptimizer
 
 _LAYERS = tf.keras.layers
@@ -32,7 +30,6 @@ _CHARACTERS = 96  # Of printable ASCII, and one for all others.
 _WINDOW = 32
 _WINDOWS = 600  # Of a client.
 _TEST_EVERY = 5
-_LAST = 3  # Tests whose mean counts.
 _ENCODERS: dict[str, dict[str, Any]] = {
     "nothing encoded": {},
     "8 bits": {"broadcast": "uniform:8", "mean": "uniform:8"},
@@ -117,47 +114,27 @@ def main(emnist: str = "mnist-by-writer", seeds: int = 3, logdir: Optional[pathl
         quick: Try one round of two of the encoders with one of the models, into logs/results-quick/.
     """
     bases: list[tff_kit.Experiment] = [Text(eval_every=4), Residual(data=emnist, eval_every=4)]
-    names = list(_ENCODERS)
+    encoders = dict(_ENCODERS)
     if quick:
-        bases, names, seeds = [Text(rounds=1, clients=2)], names[:2], 1
+        bases, seeds = [Text(rounds=1, clients=2)], 1
+        encoders.popitem()  # It takes long to build.
     folder = logdir or results.runs_folder("other_models", quick)
-    finals = [
-        _final(dataclasses.replace(base, seed=seed, **_ENCODERS[name]), name, folder)
-        for base, seed, name in itertools.product(bases, range(seeds), names)
-    ]
+    finals, rows = [], []
+    for base in bases:
+        runs = [
+            finished(base.task, name, dataclasses.replace(base, seed=seed, **settings), folder)[0]
+            for seed, (name, settings) in itertools.product(range(seeds), encoders.items())
+        ]
+        finals += runs
+        rows += [{"model": base.task, **row} for row in summary(runs, encoders)]
     source = results.Source(
         command="python -m benchmarks.other_models --emnist FOLDER",
         data="; ".join(f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients" for base in bases),
         seeds=results.in_words(range(seeds)),
-        spread="smallest and largest of the seeds",
+        spread="smallest and largest of the seeds; points with the standard error of the differences seed by seed",
     )
     results.write("encoders/other_models_runs", finals, source, quick)
-    results.write("encoders/other_models", _summary(finals, [base.task for base in bases], names), source, quick)
-
-
-def _final(experiment: tff_kit.Experiment, name: str, folder: pathlib.Path) -> results.Row:
-    run = trained(experiment, folder / f"{experiment.task}_{name.replace(' ', '-')}_seed{experiment.seed}")
-    rows = run.read_metrics()
-    accuracy = statistics.mean(row["test_accuracy"] for row in tested(rows)[-_LAST:])
-    bits = {key: rows[-1][key] for key in ("broadcast_bits", "aggregate_bits")}
-    return {"model": experiment.task, "encoders": name, "seed": experiment.seed, "test_accuracy": round(accuracy, 5), **bits}
-
-
-def _summary(finals: list[results.Row], models: list[str], names: list[str]) -> list[results.Row]:
-    """Returns a row for each model and encoder: accuracy with its spread, and how many fewer bits than with nothing encoded."""
-    rows: list[results.Row] = []
-    for model in models:
-        plain = 0.0
-        for name in names:
-            runs = [run for run in finals if (run["model"], run["encoders"]) == (model, name)]
-            down, up = (statistics.mean(run[key] for run in runs) for key in ("broadcast_bits", "aggregate_bits"))
-            plain = plain or down + up
-            row: results.Row = {"model": model, "encoders": name, "flags": flags_of(_ENCODERS[name])}
-            row.update(results.spread("test_accuracy", [run["test_accuracy"] for run in runs]))
-            rows.append(
-                {**row, "broadcast_bits": round(down), "aggregate_bits": round(up), "fewer_bits": round(plain / (down + up), 1)}
-            )
-    return rows
+    results.write("encoders/other_models", rows, source, quick)
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ def test_a_component_is_sent_only_if_it_saves_more_than_its_bits():
     a, b = levels.numpy()[:200], levels.numpy()[200:]
     product = (a / np.sqrt(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)).clip(1e-9)) @ b.T
     of_side = [float(tf.reduce_sum(bits(tf.constant(side), axis=0))) for side in (a, b)]
-    kept = stages.squared(x) - stages.squared(x - product)
-    assert float(about) == pytest.approx(kept, rel=0.02)
-    assert float(saved) == pytest.approx(kept - PRICE * sum(of_side), rel=0.02)
+    norm_kept = stages.squared(x) - stages.squared(x - product)
+    assert float(about) == pytest.approx(norm_kept, rel=0.02)
+    assert float(saved) == pytest.approx(norm_kept - PRICE * sum(of_side), rel=0.02)
 
 
 def test_the_estimated_bits_are_about_the_entropy():

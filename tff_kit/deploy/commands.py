@@ -42,8 +42,8 @@ def serve(task: str, arguments: Sequence[str]) -> Callable:
             credential: The server's folder that python -m tff_kit credential makes. Beyond loopback it is needed.
             insecure: Let everybody take part, unencrypted, also beyond loopback.
         """
-        host, _ = parse_address(address)
-        serving.serve(orders.Order(training, attendance, place), address, _server_credential(credential, host, insecure))
+        host, port = parse_address(address)
+        serving.serve(orders.Order(training, attendance, place), host, port, _server_credential(credential, host, insecure))
 
     return run
 

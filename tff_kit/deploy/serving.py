@@ -14,7 +14,7 @@ from typing import Any, Optional
 from rich.console import Console
 
 from tff_kit.deploy import children, credentials, orders, relay, rounds
-from tff_kit.deploy.addresses import free_port, parse_address
+from tff_kit.deploy.addresses import free_port
 from tff_kit.errors import UserError
 from tff_kit.training import runs
 
@@ -24,23 +24,22 @@ _START_SECONDS = 180.0  # Until a server app is there. It imports TensorFlow.
 _RESTARTS = 3  # Of a SuperLink, in a row and without a round between them.
 
 
-def serve(order: orders.Order, address: str, credential: Optional[credentials.ServerCredential]) -> None:
-    """Trains with the clients that connect to `address`, and prints what the server app prints.
+def serve(order: orders.Order, host: str, port: int, credential: Optional[credentials.ServerCredential]) -> None:
+    """Trains with the clients that connect to this machine, and prints what the server app prints.
 
     Args:
       order: What is trained, and where the run is kept.
-      address: Where nodes connect, HOST:PORT; port 0 for a free one.
+      host: Where nodes connect.
+      port: Likewise; 0 for a free one.
       credential: The server's; `None` lets everybody take part, unencrypted.
 
     Raises:
-      tff_kit.deploy.addresses.AddressError: If the address is none.
       tff_kit.experiment.SettingsError: If a setting is for the simulation only.
       tff_kit.training.runs.RunError: If the training can't go on; the message says why.
     """
-    from tff_kit.deploy.engine import SuperLink
+    from tff_kit.deploy.engine import SuperLink  # Flower, which only a deployment's environment has.
 
     rounds.check_deployable(order.experiment)
-    host, port = parse_address(address)
     experiment = order.experiment
     names = experiment.task, experiment.broadcast, experiment.mean, f"seed{experiment.seed}"
     logdir = runs.run_path(order.place.logdir, order.place.resume, *names)

@@ -102,21 +102,20 @@ class AutoStage(Stage):
         seen = [_Seen.of(part, views, self._rank) for part, views in zip(parts, matrix_views(shapes))]
         step = self._fitting_step(seen, tf.reduce_sum(tf.square(place)))
         choices, factors, rest = [], [], []
-        for variable in (one.in_steps(step) for one in seen):
+        for variable in seen:
             rounded = built_once(_rounded, _spec(variable.elements))
+            elements = lambda v=variable.elements, rounded=rounded: rounded(v / step)  # noqa: E731
             if not variable.sides:
-                rest.append(rounded(variable.elements))
+                rest.append(elements())
                 continue
-            choice, _, found = variable.best()
+            choice, _, found = variable.best(step)
             choices.append(tf.cast(choice, tf.uint8))
             nothing = tf.zeros([0], x.dtype)
-            elements = lambda v=variable.elements, rounded=rounded: rounded(v)  # noqa: E731
             rest.append(tf.cond(tf.equal(choice, 1), elements, lambda nothing=nothing: nothing))
             made = [lambda levels=levels: self._wide(levels) for levels in found]
             none = lambda dtype=x.dtype: tf.zeros([0, self._rank], dtype)  # noqa: E731
             factors.append(tf.switch_case(choice, [none, none, *made]))
-        step *= unit
-        encoded = collections.OrderedDict([(self.STEP_KEY, step)])
+        encoded = collections.OrderedDict([(self.STEP_KEY, step * unit)])
         if choices:
             encoded[self.CHOICE_KEY] = tf.stack(choices)
             encoded[self.FACTORS_KEY] = _payload(tf.concat(factors, axis=0), self._rank)
@@ -156,7 +155,7 @@ class AutoStage(Stage):
             return largest
 
         def loses_too_much(step: tf.Tensor) -> tf.Tensor:
-            kept = tf.add_n([one.in_steps(step).best()[1] for one in seen]) * tf.square(step)
+            kept = tf.add_n([one.best(step)[1] for one in seen]) * tf.square(step)
             return (kept < (1 - self._lost) * norm) & (step > largest / _FINER)
 
         return tf.while_loop(loses_too_much, lambda step: [step / 2**0.25], [largest])[0]
@@ -206,16 +205,15 @@ class _Seen:
         matrices = [tf.reshape(elements, view) for view in views]
         return cls(elements, [built_once(components, _spec(x), rank=min(rank, *x.shape))(x) for x in matrices])
 
-    def in_steps(self, step: tf.Tensor) -> _Seen:
-        """Returns the same in units of `step`."""
-        return _Seen(self.elements / step, [(a / step, b / step) for a, b in self.sides])
+    def best(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Returns what to send, as the payload says it; about what that keeps of the squared norm; and all views' levels.
 
-    def best(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Returns what to send, as the payload says it; about what that keeps of the squared norm; and all views' levels."""
-        saved, kept = built_once(_of_elements, _spec(self.elements))(self.elements)
+        What it keeps is in units of step^2.
+        """
+        saved, kept = built_once(_of_elements, _spec(self.elements), _spec(step))(self.elements, step)
         if not self.sides:
             return tf.constant(1), kept, []
-        found = [built_once(factor_levels, _spec(a), _spec(b))(a, b) for a, b in self.sides]
+        found = [built_once(factor_levels, _spec(a), _spec(b))(a / step, b / step) for a, b in self.sides]
         nothing = tf.zeros_like(saved)
         choice = tf.argmax([nothing, saved, *(x.saved for x in found)], output_type=tf.int32)
         return choice, tf.gather([nothing, kept, *(x.kept for x in found)], choice), [x.levels for x in found]
@@ -225,14 +223,15 @@ def _spec(x: tf.Tensor) -> tf.TensorSpec:
     return tf.TensorSpec(x.shape, x.dtype)
 
 
-def _of_elements(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns about what rounded elements save, and what they keep of the squared norm, found from a sample of them."""
-    if not place.shape[0]:
-        return tf.zeros([], place.dtype), tf.zeros([], place.dtype)
-    sample = place[:: -(-place.shape[0] // _SAMPLE)]
+def _of_elements(elements: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns about what rounded elements save and keep of the squared norm, in units of step^2, found from a sample of them."""
+    size = elements.shape[0]
+    if not size:
+        return tf.zeros([], elements.dtype), tf.zeros([], elements.dtype)
+    sample = elements[:: -(-size // _SAMPLE)] / step
     levels = _rounded(sample)
     kept = tf.reduce_sum(levels * (2 * sample - levels))
-    part = sample.shape[0] / place.shape[0]
+    part = sample.shape[0] / size
     return (kept - PRICE * bits(levels)) / part, kept / part
 
 
