@@ -23,10 +23,10 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 INSTALLED_DEPLOY := .venv-deploy/.installed
 DOCS := .docs/.installed
-PEERS := flower fedjax
+PEERS := flower fedjax coders
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-compressed train-fewest train-cluster embeddings train-kws train-kws-compressed train-kws-fewest train-kws-centralized embeddings-sam train-sam train-sam-compressed train-sam-fewest tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-peers requirements setup-deploy lock-deploy deploy-demo clean
+.PHONY: help setup train train-compressed train-fewest train-cluster embeddings train-kws train-kws-compressed train-kws-fewest train-kws-centralized embeddings-sam train-sam train-sam-compressed train-sam-fewest tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-coders bench-peers requirements setup-deploy lock-deploy deploy-demo clean
 
 help: ## Lists the commands.
 	@echo "ROUNDS=, CLIENTS=, DATA= and SEED= set the training. ARGS= takes any other setting, such as ARGS=\"--client-lr 0.1\"."
@@ -126,7 +126,10 @@ bench: setup ## Measures seconds a round and memory on DATA=folder.
 bench-rd: setup ## Measures bits and error of every encoder on DATA=folder and STORE=folder (1-s window).
 	@$(PYTHON) -m benchmarks.rate_distortion --emnist $(DATA) --kws $(STORE) $(ARGS)
 
-bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures seconds a round beside Flower, FedJAX and others on DATA=folder and STORE=folder.
+bench-coders: setup .peers/coders/.installed ## Measures bits and error beside NNCodec, SZ3, ZFP and zstd on DATA=folder and STORE=folder.
+	@$(PYTHON) -m benchmarks.coders --emnist $(DATA) --kws $(STORE) $(ARGS)
+
+bench-peers: setup $(filter-out .peers/coders/%,$(PEERS:%=.peers/%/.installed)) ## Measures seconds a round beside Flower, FedJAX and others on DATA=folder and STORE=folder.
 	@$(PYTHON) -m benchmarks.peers --emnist $(DATA) --kws $(STORE) $(ARGS)
 
 .peers/%/.installed: benchmarks/peers/%.txt | $(INSTALLED)
@@ -137,6 +140,13 @@ bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures seconds a round be
 
 requirements: ## Resolves pyproject.toml into requirements.txt again. Needs uv.
 	@bash scripts/lock.sh
+
+.peers/coders/.installed: benchmarks/peers/coders.txt | $(INSTALLED)
+	@rm -rf .peers/coders
+	@$(PYTHON) -m venv .peers/coders
+	@.peers/coders/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.peers/coders/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation nncodec==2.1.3
+	@touch $@
 
 setup-deploy: $(INSTALLED_DEPLOY) ## Creates the environment .venv-deploy of real clients from requirements-deploy.txt.
 

@@ -43,6 +43,7 @@ _BENCHMARKS = (
     _Benchmark("format_agreement", ("encoders/format_agreement",), quick={}),
     _Benchmark("fuzz_decoders", ("encoders/fuzz_decoders",), quick={}),
     _Benchmark("rate_distortion", ("encoders/rate_distortion",), ("--emnist", "{emnist}", "--kws", "{store_1s}"), quick={}),
+    _Benchmark("coders", ("encoders/coders",), ("--emnist", "{emnist}", "--kws", "{store_1s}"), quick={}),
     _Benchmark("round_time", ("speed/rounds_emnist",), ("emnist", "--data", "{emnist}", "--rounds", "20", *_TIME), quick={}),
     _Benchmark("round_time", ("speed/rounds_kws_1s",), ("kws", *_KWS_1S, "--rounds", "12", *_TIME)),
     _Benchmark("round_time", ("speed/rounds_kws_30s",), ("kws", *_KWS_30S, "--rounds", "4", *_TIME)),

@@ -95,7 +95,7 @@ def _random(draw: Callable, size: int) -> list[Tensors]:
     return [[(math.sqrt(0.9) * common + math.sqrt(0.1) * x).astype(np.float32)] for x in own]
 
 
-def _captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tensors]]:
+def captured(experiment: tff_kit.Experiment) -> tuple[list[Tensors], list[Tensors]]:
     """Trains; returns the updates of clients that start from there, and as only element the change of the weights."""
     with tempfile.TemporaryDirectory() as folder:
         run = tff_kit.train(experiment, folder, overwrite=True)
@@ -206,12 +206,12 @@ def main(
     sources = {"normal": _random(generator.normal, size), "Laplace": _random(generator.laplace, size)}
     if emnist is not None:
         experiment: tff_kit.Experiment = tff_kit.Emnist(data=emnist, rounds=rounds, client_lr=0.1)  # That of the paper.
-        sources["EMNIST, updates"], sources["EMNIST, change of weights"] = _captured(experiment)
+        sources["EMNIST, updates"], sources["EMNIST, change of weights"] = captured(experiment)
     if kws is not None:
         experiment = tff_kit.KeywordSpotting(
             data=kws, window="1s", rounds=rounds, eval_every=rounds, filters=16 if quick else 128
         )
-        sources["keywords, updates"], sources["keywords, change of weights"] = _captured(experiment)
+        sources["keywords, updates"], sources["keywords, change of weights"] = captured(experiment)
     rows = []
     for source, clients in sources.items():
         rows += [_measure(source, clients, spec) for spec in track(specs, description=source)]

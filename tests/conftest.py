@@ -252,10 +252,9 @@ def built_once():
     build, built = rounds.assembly.build_process, {}
 
     def build_process(experiment, data, weights):
-        if weights is not None:  # They are in the graph.
-            return build(experiment, data, weights)
         settings = dataclasses.asdict(dataclasses.replace(experiment, rounds=1, eval_every=1))
-        key = type(experiment), str(settings), data.client_ids
+        known = [x.tobytes() for x in tf.nest.flatten(weights)] if weights else None  # They are in the graph.
+        key = type(experiment), str(settings), data.client_ids, str(known)
         if key not in built:
             built.clear()  # Of one experiment at a time, since a worker keeps what was built.
             built[key] = build(experiment, data, weights)

@@ -9,9 +9,16 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 
 
 class Stage(te.core.EncodingStageInterface):
-    """A stage that needs no parameters, and whose tensors have to be decoded before they are added."""
+    """A stage that needs no parameters, and whose tensors have to be decoded before they are added.
+
+    AutoGraph does not convert it: a stage is written in TensorFlow's operations, and conversion took longer than to build them.
+    """
 
     commutes_with_sum = False
+
+    def __init_subclass__(cls):
+        for name in {"encode", "decode"} & vars(cls).keys():
+            setattr(cls, name, tf.autograph.experimental.do_not_convert(vars(cls)[name]))
 
     def get_params(self):
         return collections.OrderedDict(), collections.OrderedDict()
