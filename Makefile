@@ -5,6 +5,7 @@ CLIENTS ?= 10
 DATA ?= auto
 SEED ?= 0
 ARGS ?=
+JOBS ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -86,11 +87,11 @@ notebooks: setup ## Opens the notebooks in Jupyter Lab.
 run-notebooks: setup ## Executes the notebooks at full size and keeps their outputs. TFF_KIT_* variables name the data.
 	@$(PYTHON) scripts/run_notebooks.py notebooks/*.ipynb
 
-test: setup setup-deploy ## Runs all tests.
-	@$(PYTHON) -m pytest -n 2 --dist worksteal --durations 10
+test: setup setup-deploy ## Runs all tests, in JOBS=2 processes; more take 3 GB each.
+	@$(PYTHON) -m pytest -n $(JOBS) --dist worksteal --durations 10
 
 test-fast: setup ## Runs the tests that need neither much time nor data nor programs of their own.
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not (slow or data or process)"
+	@$(PYTHON) -m pytest -n $(JOBS) --dist worksteal -m "not (slow or data or process)"
 
 lint: setup ## Checks style, types and the documents' tables.
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m benchmarks.tables --check

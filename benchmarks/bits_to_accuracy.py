@@ -228,6 +228,7 @@ TASKS = tuple(_TASKS)
 def main(
     task: Annotated[Literal["emnist", "emnist-one-setting", "kws-1s", "kws-1s-one-setting", "kws-30s"], tyro.conf.Positional],
     data: Optional[str] = None,
+    seeds: Optional[int] = None,
     logdir: Optional[pathlib.Path] = None,
     quick: bool = False,
 ) -> None:
@@ -236,6 +237,7 @@ def main(
     Args:
         task: What is trained.
         data: As in `python -m tff_kit train emnist --data`, or the folder of embeddings of that window.
+        seeds: How many; by default as many as said above.
         logdir: Where the runs are kept; by default a folder of this commit in logs/.
         quick: Try the first two on scikit-learn's digits or synthetic embeddings, into logs/results-quick/.
     """
@@ -243,7 +245,8 @@ def main(
     if data is None and not quick:
         raise SystemExit("error: Expected --data with what to train on, found none.")
     base = described.training(described.quick_data if quick else str(data))
-    seeds = described.seeds
+    of_command = "" if seeds is None else f" --seeds {seeds}"
+    seeds = described.seeds if seeds is None else seeds
     if quick:
         encoders = {_PLAIN: {}, "tutorial": _TUTORIAL}  # The others take long to build.
         base, seeds = dataclasses.replace(base, rounds=1, clients=2), 1
@@ -256,7 +259,7 @@ def main(
         curves[name].append(tests)
     title = f"{base.load_data().name}, {base.rounds} rounds of {base.clients} clients"
     source = results.Source(
-        command=f"python -m benchmarks.bits_to_accuracy {task} --data FOLDER",
+        command=f"python -m benchmarks.bits_to_accuracy {task} --data FOLDER{of_command}",
         data=title,
         seeds=results.in_words(range(seeds)),
         spread="smallest and largest of the seeds; points with the standard error of the differences seed by seed",

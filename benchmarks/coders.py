@@ -74,7 +74,7 @@ def main(emnist: Optional[str] = "auto", kws: Optional[str] = "embeddings", roun
         spread="none: one tensor each. Time is the processor's, one core's worth",
     )
     results.write(f"{NAME}_runs", runs, described, quick)
-    results.write(NAME, [_summary(source, coder, runs) for source, coder in _pairs(runs)], described, quick)
+    results.write(NAME, [summary(source, coder, runs) for source, coder in _pairs(runs)], described, quick)
 
 
 def _add(sources: dict[str, Tensors], task: str, experiment: tff_kit.Experiment) -> None:
@@ -117,7 +117,7 @@ def _pairs(runs: Sequence[results.Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((str(row["source"]), str(row["coder"])) for row in runs))
 
 
-def _summary(source: str, coder: str, runs: Sequence[results.Row]) -> results.Row:
+def summary(source: str, coder: str, runs: Sequence[results.Row]) -> results.Row:
     """Returns the bits a weight at each error, `None` beyond the settings; and the time at an error of 0.05."""
     of = sorted((row for row in runs if (row["source"], row["coder"]) == (source, coder)), key=lambda row: row["nmse"])
     bits = {f"bits_at_{1000 * error:g}": _at(error, of, "payload_bits") for error in _ERRORS}

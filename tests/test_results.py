@@ -9,7 +9,7 @@ import tyro
 from conftest import ROOT
 
 from benchmarks import __main__ as run_all
-from benchmarks import bits_to_accuracy, emnist_accuracy, results, tables, trained
+from benchmarks import bits_to_accuracy, coders, emnist_accuracy, results, tables, trained
 
 _SOURCE = results.Source(command="python -m benchmarks.x", data="digits", seeds="0 to 1", spread="smallest and largest")
 _ROWS = [
@@ -219,3 +219,17 @@ def test_points_are_differences_seed_by_seed_with_their_standard_error():
     # Differences of -25 and -50 points: a mean of -37.5, a standard deviation of 25 / sqrt(2), divided by sqrt(2).
     assert (tutorial["last_test_points"], tutorial["last_test_points_se"]) == (-37.5, 12.5)
     assert (tutorial["fewer_bits"], tutorial["flags"]) == (8, "--mean uniform:8 --secure")
+
+
+def test_bits_at_an_error_lie_between_two_settings_and_are_none_beyond_them():
+    times = {"encode_ns": 10.0, "decode_ns": 4.0}
+    runs = [
+        {"source": "s", "coder": "c", "nmse": nmse, "payload_bits": bits, **times} for nmse, bits in ((0.2, 1.0), (0.008, 3.0))
+    ]
+    runs.append({"source": "s", "coder": "another", "nmse": 0.05, "payload_bits": 9.0, **times})
+    found = coders.summary("s", "c", runs)
+    assert found["bits_at_200"] == 1.0
+    # 0.05 is 4 times less than 0.2, and 0.008 is 25 times: ln 4 / ln 25 = 0.43068 of the way.
+    assert found["bits_at_50"] == pytest.approx(1 + 2 * 0.43068, abs=1e-3)
+    assert (found["bits_at_500"], found["bits_at_5"]) == (None, None)
+    assert (found["encode_ns"], found["decode_ns"], found["least_bits"]) == (10, 4, 1.0)
