@@ -71,6 +71,14 @@ def test_low_rank_is_found_and_takes_the_bits_of_its_factors():
     assert error < 0.01 < stages.nmse(decoded, x)
 
 
+def test_the_sample_of_elements_is_of_all_columns():
+    """Every eighteenth element would be of every sixth column only, and these are zero here."""
+    x = stages.normal(384, 768)
+    x[:, ::6] = 0
+    _, _, error = _sent([x], "auto:0.5,8")
+    assert error < 1.5 * 0.5**2 / 12
+
+
 def test_a_component_is_sent_only_if_it_saves_more_than_its_bits():
     x = np.concatenate([_of_rank(2, 100, 80) * 8, np.zeros([100, 80])], axis=0).astype(np.float32) + stages.normal(200, 80) / 4
     levels, saved, about = factor_levels(*components(tf.constant(x), 20))

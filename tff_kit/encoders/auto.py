@@ -228,11 +228,19 @@ def _of_elements(elements: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     size = elements.shape[0]
     if not size:
         return tf.zeros([], elements.dtype), tf.zeros([], elements.dtype)
-    sample = elements[:: -(-size // _SAMPLE)] / step
+    sample = elements[:: _stride(size)] / step
     levels = _rounded(sample)
     kept = tf.reduce_sum(levels * (2 * sample - levels))
     part = sample.shape[0] / size
     return (kept - PRICE * bits(levels)) / part, kept / part
+
+
+def _stride(size: int) -> int:
+    """Returns a distance between elements of a sample. It has no factor of any dimension, so that all rows and columns are in it."""
+    stride = -(-size // _SAMPLE)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 class Factors(NamedTuple):
