@@ -36,10 +36,13 @@ _ENVIRONMENT = results.ROOT / ".peers" / "coders" / "bin" / "python"
 _ERRORS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 _TIMED_AT = 0.05
 _SMALL = 4000  # Elements of a variable that is rounded to 8 bits.
-_STEPS = tuple(float(f"{step:.3g}") for step in np.geomspace(0.15, 4, 12))
+_STEPS = tuple(float(f"{step:.3g}") for step in np.geomspace(0.15, 4, 9))
+_STEP = "step:{},price=0.1,centroids=yes+entropy/uniform:8"
+# The SPEC, and whether all variables are one vector, so that one step is that of all.
 _OURS = {
-    "tff_kit, step and entropy coder": "step:{},price=0.1,centroids=yes+entropy/uniform:8",
-    "tff_kit, auto": "auto:{},64",
+    "tff_kit, step": (_STEP, False),
+    "tff_kit, one step for all variables": (_STEP, True),
+    "tff_kit, auto": ("auto:{},64", False),
 }
 
 
@@ -65,7 +68,7 @@ def main(emnist: Optional[str] = "auto", kws: Optional[str] = "embeddings", roun
     runs = []
     for source, tensors in track(sources.items(), description="tensors"):
         steps = _STEPS[::5] if quick else _STEPS
-        ours = [_measure(name, spec, step, tensors) for name, spec in _OURS.items() for step in steps]
+        ours = [_measure(name, step, tensors) for name in _OURS for step in steps]
         runs += [{"source": source, **row} for row in [*ours, *([] if quick else _public(tensors))]]
     described = results.Source(
         command="python -m benchmarks.coders",
@@ -82,8 +85,11 @@ def _add(sources: dict[str, Tensors], task: str, experiment: tff_kit.Experiment)
     sources[f"{task}, update"], sources[f"{task}, change of weights"] = updates[0], change[0]
 
 
-def _measure(name: str, spec: str, step: float, tensors: Tensors) -> results.Row:
+def _measure(name: str, step: float, tensors: Tensors) -> results.Row:
     """Returns bits, error and time of one of ours, by the codec of a device."""
+    spec, joined = _OURS[name]
+    if joined:
+        tensors = [np.concatenate([x.ravel() for x in tensors])]
     codec = encoders.BroadcastCodec([tf.TensorSpec(x.shape, tf.float32) for x in tensors], spec.format(step), _SMALL)
     state = codec.initial_state()
     codec.decode(codec.encode(tensors, state).payload)  # Builds the graphs.

@@ -205,6 +205,7 @@ def test_another_setting_is_refused_by_name(compress):
         tff_kit.Emnist(compress=compress)
 
 
-def test_one_setting_and_an_encoder_of_ones_own_are_refused():
-    with pytest.raises(SettingsError, match="Expected --mean to be left to --compress, found 'uniform:8'"):
-        tff_kit.Emnist(compress="light", mean="uniform:8")
+@pytest.mark.parametrize("mean", ["uniform:8", "auto:4,32,0.05", "auto:4,32,x", "auto:4,32", "auto:6,32,0.4"])
+def test_one_setting_and_an_encoder_of_ones_own_are_refused(mean):
+    with pytest.raises(SettingsError, match=f"Expected --mean to be left to --compress, found '{mean}'"):
+        tff_kit.Emnist(compress="light", mean=mean)

@@ -153,11 +153,24 @@ class Communication(_Settings):
         defaults = {field.name: field.default for field in dataclasses.fields(Communication)}
         for name, value in chosen.items():
             found = getattr(self, name)
-            # `dataclasses.replace` with other clients brings what was chosen for the ones before, which differs in its end.
-            begins = [str(spec).rpartition(",")[0] for spec in (found, value)]
-            if found not in (defaults[name], value) and begins[0] != begins[1]:
+            if found not in (defaults[name], value) and not (name == "mean" and _of_other_clients(found, str(value), down)):
                 raise SettingsError(f"Expected --{name.replace('_', '-')} to be left to --compress, found {found!r}.")
             object.__setattr__(self, name, value)
+
+
+def _of_other_clients(found: str, chosen: str, lost: float) -> bool:
+    """Returns whether `--compress` chooses `found` for other clients a round: `dataclasses.replace` brings what it chose before.
+
+    Args:
+      found: A SPEC of the uplink.
+      chosen: That of these clients, which differs in its end.
+      lost: Of the squared norm, in a broadcast.
+    """
+    begin, _, end = found.rpartition(",")
+    if begin != chosen.rpartition(",")[0] or not re.fullmatch(r"[0-9]*\.?[0-9]+(e-[0-9]+)?", end):
+        return False
+    clients = round(float(end) / lost)
+    return clients >= 1 and end == f"{min(_MOST_LOST, clients * lost):.3g}"
 
 
 class Algorithm(_Settings):

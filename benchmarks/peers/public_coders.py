@@ -4,8 +4,8 @@
 
 * NNCodec 2.1.3, of the standard ISO/IEC 15938-17: trellis-coded quantization, CABAC, row skipping. By its step, qp.
 * SZ3 and ZFP, which are made for the arrays of simulations: by their bound of the absolute error.
-* zstd over steps: the nearest multiples of a step, a byte each, by zstd at its highest level; what is beyond a byte is clipped.
-* zstd over float16: the bytes of float16, the higher ones first.
+* zstd over steps: the nearest multiples of a step, a byte each or two, by zstd at its highest level.
+* zstd over float16: float16. Of numbers of two bytes, all higher bytes come first.
 
 A setting is given in units of the root mean square of all tensors, so it suits tensors of any size. Each coder gets the tensors
 as PyTorch has them, output channels first, which NNCodec's rows are; ZFP and SZ3 get matrices.
@@ -89,27 +89,27 @@ def _zfp(tensors: Tensors, step: float) -> _Coded:
 
 
 def _zstd_steps(tensors: Tensors, step: float) -> _Coded:
-    levels = [np.clip(np.rint(x / step), -127, 127).astype(np.int8) for x in tensors.values()]
-    coded = zstandard.compress(b"".join(x.tobytes() for x in levels), _ZSTD_LEVEL)
-
-    def decode() -> list[np.ndarray]:
-        flat = np.frombuffer(zstandard.decompress(coded), np.int8) * np.float32(step)
-        return np.split(flat, np.cumsum([x.size for x in levels])[:-1])
-
-    return len(coded) + 4, decode
+    levels = [np.rint(x.ravel() / step) for x in tensors.values()]
+    width = np.int8 if max(np.abs(x).max() for x in levels) < 128 else np.int16
+    return _zstd(tensors, np.concatenate(levels).astype(width), step)
 
 
 def _zstd_float16(tensors: Tensors, step: float) -> _Coded:
     del step
-    halves = np.concatenate([x.ravel() for x in tensors.values()]).astype(np.float16)
-    coded = zstandard.compress(halves.view(np.uint8).reshape(-1, 2).T[::-1].tobytes(), _ZSTD_LEVEL)
+    return _zstd(tensors, np.concatenate([x.ravel() for x in tensors.values()]).astype(np.float16), 1.0)
+
+
+def _zstd(tensors: Tensors, numbers: np.ndarray, step: float) -> _Coded:
+    """Codes numbers whose multiples by `step` are the tensors'."""
+    planes = numbers.view(np.uint8).reshape(len(numbers), -1).T[::-1]
+    coded = zstandard.compress(planes.tobytes(), _ZSTD_LEVEL)
 
     def decode() -> list[np.ndarray]:
-        planes = np.frombuffer(zstandard.decompress(coded), np.uint8).reshape(2, -1)[::-1]
-        flat = np.ascontiguousarray(planes.T).view(np.float16).astype(np.float32)
+        planes = np.frombuffer(zstandard.decompress(coded), np.uint8).reshape(-1, len(numbers))[::-1]
+        flat = np.ascontiguousarray(planes.T).view(numbers.dtype)[:, 0].astype(np.float32) * np.float32(step)
         return np.split(flat, np.cumsum([x.size for x in tensors.values()])[:-1])
 
-    return len(coded), decode
+    return len(coded) + 4, decode  # And the step.
 
 
 _CODERS = {

@@ -236,7 +236,7 @@ def _of_elements(elements: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 def _stride(size: int) -> int:
-    """Returns a distance between elements of a sample. It has no factor of any dimension, so that all rows and columns are in it."""
+    """Returns a distance between the elements of a sample. No dimension has a factor of it, so all rows and columns are seen."""
     stride = -(-size // _SAMPLE)
     while math.gcd(stride, size) > 1:
         stride += 1
