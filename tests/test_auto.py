@@ -9,8 +9,9 @@ from entropy_golden import FOLDER, _random
 
 from tff_kit import encoders
 from tff_kit.encoders import message
-from tff_kit.encoders.auto import PRICE, bits, factor_levels
+from tff_kit.encoders.auto import PRICE, bits, elements_in_steps, factor_levels
 from tff_kit.encoders.low_rank import components
+from tff_kit.encoders.quantization import cheapest
 from tff_kit.encoders.views import matrix_views
 
 
@@ -77,6 +78,18 @@ def test_the_sample_of_elements_is_of_all_columns():
     x[:, ::6] = 0
     _, _, error = _sent([x], "auto:0.5,8")
     assert error < 1.5 * 0.5**2 / 12
+
+
+def test_what_elements_keep_does_not_depend_on_which_of_them_are_in_the_sample():
+    x = stages.normal(60_000)
+    x[1:4] = 200  # Nearly all of the norm, and one of four elements is in the sample.
+    saved, kept = (
+        float(y) for y in elements_in_steps(tf.constant(x), tf.constant(stages.squared(x), tf.float32), tf.constant(0.5))
+    )
+    levels = cheapest(tf.constant(x / 0.5), tf.round(x / 0.5), PRICE).numpy()
+    exact = stages.squared(x / 0.5) - stages.squared(x / 0.5 - levels)
+    assert kept == pytest.approx(exact, rel=1e-3)
+    assert saved == pytest.approx(exact - PRICE * float(bits(tf.constant(levels))), rel=1e-2)
 
 
 def test_a_component_is_sent_only_if_it_saves_more_than_its_bits():

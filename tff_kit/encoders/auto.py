@@ -193,24 +193,28 @@ class _Seen:
 
     Attributes:
       elements: The variable, flat.
+      norm: Its squared norm.
       sides: [m, rank] and [n, rank] of each of its views (`components`); none of a variable without views.
     """
 
     elements: tf.Tensor
+    norm: tf.Tensor
     sides: list[tuple[tf.Tensor, tf.Tensor]]
 
     @classmethod
     def of(cls, elements: tf.Tensor, views: Sequence[View], rank: int) -> _Seen:
         """Returns a variable with the first components of its `views`."""
         matrices = [tf.reshape(elements, view) for view in views]
-        return cls(elements, [built_once(components, _spec(x), rank=min(rank, *x.shape))(x) for x in matrices])
+        norm = tf.reduce_sum(tf.square(elements))
+        return cls(elements, norm, [built_once(components, _spec(x), rank=min(rank, *x.shape))(x) for x in matrices])
 
     def best(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Returns what to send, as the payload says it; about what that keeps of the squared norm; and all views' levels.
 
         What it keeps is in units of step^2.
         """
-        saved, kept = built_once(_of_elements, _spec(self.elements), _spec(step))(self.elements, step)
+        of_elements = built_once(elements_in_steps, _spec(self.elements), _spec(self.norm), _spec(step))
+        saved, kept = of_elements(self.elements, self.norm, step)
         if not self.sides:
             return tf.constant(1), kept, []
         found = [built_once(factor_levels, _spec(a), _spec(b))(a / step, b / step) for a, b in self.sides]
@@ -223,16 +227,20 @@ def _spec(x: tf.Tensor) -> tf.TensorSpec:
     return tf.TensorSpec(x.shape, x.dtype)
 
 
-def _of_elements(elements: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns about what rounded elements save and keep of the squared norm, in units of step^2, found from a sample of them."""
+def elements_in_steps(elements: tf.Tensor, norm: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns about what rounded elements save and keep of the squared norm, in units of step^2.
+
+    What they lose and their bits are found from a sample. What they keep would scatter with the largest elements in it.
+    """
     size = elements.shape[0]
     if not size:
         return tf.zeros([], elements.dtype), tf.zeros([], elements.dtype)
     sample = elements[:: _stride(size)] / step
     levels = _rounded(sample)
-    kept = tf.reduce_sum(levels * (2 * sample - levels))
+    lost = tf.reduce_sum(tf.square(sample - levels))
     part = sample.shape[0] / size
-    return (kept - PRICE * bits(levels)) / part, kept / part
+    kept = norm / tf.square(step) - lost / part
+    return kept - PRICE * bits(levels) / part, kept
 
 
 def _stride(size: int) -> int:
