@@ -24,7 +24,7 @@ SETTINGS = --rounds $(ROUNDS) --clients $(CLIENTS) --data $(DATA) --seed $(SEED)
 INSTALLED := .venv/.installed
 INSTALLED_DEPLOY := .venv-deploy/.installed
 DOCS := .docs/.installed
-PEERS := flower fedjax coders
+PEERS := flower fedjax
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train train-compressed train-fewest train-cluster embeddings train-kws train-kws-compressed train-kws-fewest train-kws-centralized embeddings-sam train-sam train-sam-compressed train-sam-fewest tensorboard notebooks run-notebooks test test-fast lint docs settings tables results results-quick bench bench-rd bench-coders bench-peers requirements setup-deploy lock-deploy deploy-demo clean
@@ -114,7 +114,7 @@ settings: setup ## Writes docs/settings.md from the settings' docstrings.
 tables: setup ## Writes the documents' tables from the files in results/.
 	@$(PYTHON) -m benchmarks.tables $(ARGS)
 
-results: setup setup-deploy $(PEERS:%=.peers/%/.installed) ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
+results: setup setup-deploy $(PEERS:%=.peers/%/.installed) .peers/coders/.installed ## Runs everything behind the tables again. It takes hours and resumes. DATA=, SPEECH=, WHISPER= name the data.
 	@$(PYTHON) -m benchmarks --emnist $(if $(filter auto,$(DATA)),mnist-by-writer,$(DATA)) --speech $(SPEECH) --whisper $(WHISPER) $(ARGS)
 	@$(PYTHON) -m benchmarks.tables
 
@@ -130,24 +130,18 @@ bench-rd: setup ## Measures bits and error of every encoder on DATA=folder and S
 bench-coders: setup .peers/coders/.installed ## Measures bits and error beside NNCodec, SZ3, ZFP and zstd on DATA=folder and STORE=folder.
 	@$(PYTHON) -m benchmarks.coders --emnist $(DATA) --kws $(STORE) $(ARGS)
 
-bench-peers: setup $(filter-out .peers/coders/%,$(PEERS:%=.peers/%/.installed)) ## Measures seconds a round beside Flower, FedJAX and others on DATA=folder and STORE=folder.
+bench-peers: setup $(PEERS:%=.peers/%/.installed) ## Measures seconds a round beside Flower, FedJAX and others on DATA=folder and STORE=folder.
 	@$(PYTHON) -m benchmarks.peers --emnist $(DATA) --kws $(STORE) $(ARGS)
 
 .peers/%/.installed: benchmarks/peers/%.txt | $(INSTALLED)
 	@rm -rf .peers/$*
 	@$(PYTHON) -m venv .peers/$*
 	@.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@$(if $(filter coders,$*),.peers/coders/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation nncodec==2.1.3)
 	@touch $@
 
 requirements: ## Resolves pyproject.toml into requirements.txt again. Needs uv.
 	@bash scripts/lock.sh
-
-.peers/coders/.installed: benchmarks/peers/coders.txt | $(INSTALLED)
-	@rm -rf .peers/coders
-	@$(PYTHON) -m venv .peers/coders
-	@.peers/coders/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	@.peers/coders/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation nncodec==2.1.3
-	@touch $@
 
 setup-deploy: $(INSTALLED_DEPLOY) ## Creates the environment .venv-deploy of real clients from requirements-deploy.txt.
 

@@ -17,6 +17,7 @@ class Stage(te.core.EncodingStageInterface):
     commutes_with_sum = False
 
     def __init_subclass__(cls):
+        super().__init_subclass__()
         for name in {"encode", "decode"} & vars(cls).keys():
             setattr(cls, name, tf.autograph.experimental.do_not_convert(vars(cls)[name]))
 
