@@ -21,7 +21,7 @@ from rich.progress import track
 from benchmarks import results
 from tff_kit.encoders import EntropyCodingStage
 from tff_kit.encoders.entropy import stage as coders
-from tff_kit.encoders.entropy.header import ElementsHeader, PayloadHeader, TuplesHeader
+from tff_kit.encoders.entropy.header import PayloadHeader, TuplesHeader
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 import reference_decoder
@@ -41,6 +41,7 @@ _CASES = (
     ((300, 40), "int32", 12),
     ((7, 11, 13), "int16", 10),
     ((300, 200), "float32", 12),
+    ((900, 13), "float32", 12),
     ((_LONG + 5,), "float32", 3),
 )
 
@@ -71,11 +72,10 @@ def _kind(payload: bytes) -> str:
     """Returns what kind of payload this is, as the table names it."""
     first, body = PayloadHeader.unpack(tf.constant(np.frombuffer(payload, np.uint8)))
     coder = int(first.coder)
-    if coder == coders.ELEMENTS:
-        return "elements in order of lines" if int(ElementsHeader.unpack(body)[0].line_bytes) else "elements"
     if coder == coders.TUPLES:
         return f"tuples of shape {int(TuplesHeader.unpack(body)[0].shape)}"
-    return "verbatim" if coder == coders.VERBATIM else "not finite"
+    names = {coders.ELEMENTS: "elements", coders.ROWS: "rows", coders.VERBATIM: "verbatim", coders.NOT_FINITE: "not finite"}
+    return names[coder]
 
 
 def _alter(generator: np.random.Generator, payload: bytes) -> bytes:

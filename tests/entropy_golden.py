@@ -32,11 +32,18 @@ def _rare(count, seed, one_in):
     return np.where(_random(count, seed) % one_in == 0, _bell(count, seed + 1, 3), 0)
 
 
-def _lines(rows, columns, seed):
+def _rows(rows, columns, seed):
     """Returns a matrix whose events are half as frequent every eighth of its rows, and every eighth of its columns."""
     row, column = np.arange(rows)[:, np.newaxis] * 8 // rows, np.arange(columns) * 8 // columns
     happens = _random(rows * columns, seed).reshape(rows, columns) < 2**30 >> (row + column)
     return np.where(happens, _random(rows * columns, seed + 1).reshape(rows, columns) % 7 - 3, 0)
+
+
+def _factor(rows, columns, seed):
+    """Returns a matrix whose columns become smaller; the first has one sign, the second mostly the other, and the fourth is 0."""
+    x = _bell(rows * columns, seed, 6).reshape(rows, columns) // (1 + np.arange(columns) ** 2 // 4)
+    x[:, 0], x[:, 1], x[:, 3] = np.abs(x[:, 0]), np.where(x[:, 2] > 3, 1, -np.abs(x[:, 1])), 0
+    return x
 
 
 def tensors():
@@ -53,7 +60,8 @@ def tensors():
         "extremes": np.array([-(2**31), 2**31 - 1, 0, 1, -1, 2**30], np.int32),
         "verbatim": np.array([2.0**31, -3e38, 0.0], np.float32),
         "not-finite": np.array([[1, np.inf], [0, 2]], np.float64),
-        "lines": _lines(400, 300, 7).astype(np.float32),
+        "rows": _rows(400, 300, 7).astype(np.float32),
+        "rows-sections": np.concatenate([_factor(800, 13, 8), _factor(700, 13, 9)[:, ::-1]]).astype(np.float32),
         "tuples": long.astype(np.float32),
         "tuples-escaped": np.where(np.arange(2**17) % 9973 == 0, 1000, long).astype(np.int32),
     }

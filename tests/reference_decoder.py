@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 GROUP_BITS = 48  # M^g = 2^48.
 SHAPES = [(10, 1), (8, 1), (6, 2), (5, 4), (4, 7), (3, 19), (2, 126)]  # Of tuples: length and reach.
 
@@ -74,13 +74,15 @@ def decode(payload, shape, dtype=np.float32):
     must(1 <= len(payload) <= 16 * n + 2**18, "a payload of allowed length")
     coder, version, body = payload[0] & 15, payload[0] >> 4, payload[1:]
     must(version == VERSION, "this version")
-    must(coder <= 3, "a coder from 0 to 3")
+    must(coder <= 4, "a coder from 0 to 4")
     if coder == 1:
         must(len(body) == n * dtype.itemsize, "the elements as they are")
         return np.frombuffer(body, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     if coder == 2:
         return np.full(shape, np.nan if dtype.kind == "f" else 0, dtype)
-    numbers = decode_elements(body, n, columns) if coder == 0 else decode_tuples(body, n)
+    if coder == 4:
+        return decode_rows(body, n, columns).astype(dtype).reshape(shape)
+    numbers = decode_elements(body, n) if coder == 0 else decode_tuples(body, n)
     return numbers.astype(dtype).reshape(shape)
 
 
@@ -106,17 +108,14 @@ def read_tables(reader, count, symbols):
     return tables
 
 
-def decode_symbols(reader, total, group, most_lanes, lanes, groups, tables, table_of):
+def decode_symbols(reader, total, group, lanes, steps, tables, table_of, seen=lambda step, k, symbols: None):
     """The symbol coder: returns symbols [steps, group, lanes] and the bypass stream's bytes.
 
-    `tables` are int64 [tables, symbols], and `table_of` tells from the number of steps which codes each symbol.
+    `tables` are int64 [tables, symbols]; `table_of` tells from the step and the place in the group which table codes each
+    lane's symbol, and `seen` is told the symbols.
     """
-    must(1 <= lanes <= min(groups, most_lanes), "an allowed number of lanes")
-    steps = -(-groups // lanes)
-    must(steps <= max(1024, -(-groups // most_lanes)), "an allowed number of steps")
     symbol_of = np.stack([np.repeat(np.arange(row.size), row) for row in tables])  # [tables, slots]
     starts = np.cumsum(tables, axis=1) - tables
-    which = table_of(steps)
     packed = np.frombuffer(reader.take(6 * lanes), np.uint8).reshape(lanes, 6).astype(np.int64)
     x = 2**48 + np.sum(packed << (8 * np.arange(6)), axis=1)
     stream_data = reader.rest()
@@ -124,8 +123,9 @@ def decode_symbols(reader, total, group, most_lanes, lanes, groups, tables, tabl
     symbols = np.zeros([steps, group, lanes], np.int64)
     for step, k in itertools.product(range(steps), range(group)):
         slot = x % total
-        table = which[step, k]
+        table = table_of(step, k)
         symbol = symbols[step, k] = symbol_of[table, slot]
+        seen(step, k, symbol)
         x = tables[table, symbol] * (x // total) + slot - starts[table, symbol]
         if k == group - 1:
             w = 49 - (np.frexp(x.astype(np.float64))[1]).astype(np.int64)  # The exponent is the bit length; x < 2^53.
@@ -134,13 +134,26 @@ def decode_symbols(reader, total, group, most_lanes, lanes, groups, tables, tabl
     return symbols, initial + stream_data[stream.bytes_used() :]
 
 
+def steps_of(lanes, groups, most_lanes):
+    """The symbol coder: returns how many groups a lane has."""
+    must(1 <= lanes <= min(groups, most_lanes), "an allowed number of lanes")
+    steps = -(-groups // lanes)
+    must(steps <= max(1024, -(-groups // most_lanes)), "an allowed number of steps")
+    return steps
+
+
+def first_number(classes):
+    """Numbers in classes: returns the first number of each class."""
+    return ((8 + classes % 8) << (classes // 8)) - 8
+
+
 def read_numbers(classes, bypass, with_sign):
     """Numbers in classes: returns the numbers, int64 [n], signed ones if they have their signs here."""
-    octave, m = classes // 8, classes % 8
+    octave = classes // 8
     has_sign = (classes > 0) & with_sign
     fields = bypass.fields(octave + has_sign)
     distance, negative = fields & ((1 << octave) - 1), fields >> octave
-    v = ((8 + m) << octave) - 8 + distance
+    v = first_number(classes) + distance
     return np.where(negative > 0, -v, v)
 
 
@@ -148,35 +161,20 @@ def unfold(v):
     return np.where(v % 2 == 0, v // 2, -((v + 1) // 2))
 
 
-def decode_elements(body, n, columns):
+def decode_elements(body, n):
     """Coder 0: elements."""
     reader = Reader(body)
     header = Bits(reader.take(10))
-    offset, lanes, signs_bypass, levels, line_bytes = (header.field(width) for width in (32, 16, 1, 5, 24))
+    offset, lanes, signs_bypass, events = (header.field(width) for width in (32, 16, 1, 31))
     offset -= 2**31
-    must(levels == (16 if line_bytes else 1), "16 levels with lines, else one")
-    must(not line_bytes or 1 < columns < n, "lines only of a matrix")
-    counts = np.frombuffer(reader.take(4 * levels), "<i4").astype(np.int64)
-    events = int(counts.sum())
-    must((counts >= 0).all() and (events == n or events <= n // 2), "counts of events that fit")
-    lines = reader.take(line_bytes)
-    tables = read_tables(reader, 2 * levels, 248)
+    must(events == n or events <= n // 2, "a number of events that fits")
+    tables = read_tables(reader, 2, 248)
     dense = 2 * events > n
     groups = -(-n // 4) if dense else max(-(-events // 2), 1)
     signed_count, plain_count = (min(groups, n), n - min(groups, n)) if dense else (events, events)
     signed_rows = 1 if dense else 2
-    level = np.zeros(0, np.int64) if dense else np.repeat(np.arange(levels), counts)
-
-    def table_of(steps):
-        length = steps * lanes
-        table = np.zeros(4 * length, np.int64)
-        table[signed_rows * length :] = 1
-        if not dense:
-            table[:events] = 2 * level
-            table[signed_rows * length :][:events] = 2 * level + 1
-        return table.reshape(4, steps, lanes).transpose(1, 0, 2)
-
-    symbols, bypass = decode_symbols(reader, 2**12, 4, 8192, lanes, groups, tables, table_of)
+    steps = steps_of(lanes, groups, 8192)
+    symbols, bypass = decode_symbols(reader, 2**12, 4, lanes, steps, tables, lambda step, k: int(k >= signed_rows))
     classes = symbols.transpose(1, 0, 2).ravel()
     bypass = Bits(bypass)
     signed = read_numbers(classes[:signed_count], bypass, signs_bypass == 1)
@@ -188,32 +186,59 @@ def decode_elements(body, n, columns):
         return int32(np.concatenate([signed, unfold(plain)]) + offset)
     places = np.cumsum(plain + 1) - 1
     must(not events or places[-1] < n, "places within the tensor")
-    if line_bytes:
-        places = order_by_lines(lines, n // columns, columns)[places]
     result = np.full(n, offset, np.int64)
     result[places] += signed
     return int32(result)
 
 
-def order_by_lines(data, rows, columns):
-    """The order by lines: returns the element that stands at each place, int64 [n]."""
-    reader = Reader(data)
-    by_rank = list(reader.take(16))
-    must(sorted(by_rank) == list(range(16)), "16 different classes")
-    must(len(reader.rest()) <= 2 * (rows + columns), "at most 2 bytes a line")
-    ones = np.flatnonzero(np.unpackbits(np.frombuffer(reader.rest(), np.uint8), bitorder="little"))
-    must(ones.size == rows + columns, "a rank for each line")
-    ranks = np.diff(ones, prepend=-1) - 1
-    must(ranks.max() < 16, "ranks below 16")
-    classes = np.array(by_rank)[ranks]
-    row_lists, column_lists = ([np.flatnonzero(part == c) for c in range(16)] for part in (classes[:rows], classes[rows:]))
+def decode_rows(body, n, columns):
+    """Coder 4: rows."""
+    must(4 <= columns <= 8192 and columns < n <= 2**30, "a matrix of 4 to 8192 columns")
+    reader, rows = Reader(body), n // columns
+    header = Bits(reader.take(9))
+    offset, lanes, sections, first_level, levels = (header.field(width) for width in (32, 16, 8, 7, 7))
+    offset, levels = offset - 2**31, levels + 1
+    must(sections >= 1, "a section")
+    packed = np.frombuffer(reader.take(sections * columns), np.uint8).astype(np.int64).reshape(sections, columns)
+    labels, modes = packed % 64, packed // 64
+    must((labels <= 44).all() and (modes <= 2).all() and labels.any(), "labels and modes that there are")
+    own = np.flatnonzero(labels.any(axis=0))
+    width = -(-own.size // 4) * 4
+    filled = [[0, 0], [0, width - own.size]]
+    labels, modes = np.pad(labels[:, own], filled), np.pad(modes[:, own], filled, mode="edge")
+    scales = np.where(labels > 0, (2 + labels % 2) << (labels // 2), 0)
+    ratios = scales / (2048 + np.cumsum(scales, axis=1) - scales)
+    first_signed = levels * (modes == 0).any()
+    tables = read_tables(reader, int(first_signed + levels * (modes > 0).any()), 255)
+    must(1 <= lanes <= min(rows, 8192), "an allowed number of lanes")
+    depth = -(-rows // lanes)
+    must(depth <= max(4096 // width, 1, -(-rows // 8192)), "lanes of an allowed depth")
+    section = np.arange(lanes) * sections // lanes
+    total = np.full(lanes, 2048)
 
-    def key(block):
-        a, b = block
-        return (16 if 0 in block else (a + b) // 2), a, b
+    def table_of(step, k):
+        j = (4 * step + k) % width
+        if j == 0:
+            total[:] = 2048
+        mantissa, exponent = np.frexp(ratios[section, j] * total)  # From 1/2 to 1.
+        level = np.where(exponent > 0, 2 * (exponent - 1) + (mantissa >= 0.75), 0)
+        return np.clip(level - first_level, 0, levels - 1) + np.where(modes[section, j] > 0, first_signed, 0)
 
-    blocks = sorted(itertools.product(range(16), range(16)), key=key)
-    return np.concatenate([(row_lists[a][:, np.newaxis] * columns + column_lists[b]).ravel() for a, b in blocks])
+    def classes_of(symbols, modes):
+        return np.where(modes > 0, (symbols + 1) // 2, symbols)
+
+    def seen(step, k, symbols):
+        classes = classes_of(symbols, modes[section, (4 * step + k) % width])
+        total[:] += np.minimum(1024 * first_number(classes), 2**28)
+
+    symbols, bypass = decode_symbols(reader, 2**12, 4, lanes, depth * width // 4, tables, table_of, seen)
+    symbols = symbols.reshape(-1, lanes).T.reshape(lanes, depth, width)
+    mode = np.broadcast_to(modes[section][:, np.newaxis], symbols.shape)
+    numbers = read_numbers(classes_of(symbols, mode).ravel(), Bits(bypass), mode.ravel() == 0).reshape(symbols.shape)
+    numbers = np.where((mode > 0) & (symbols % 2 == (mode == 1)), -numbers, numbers)
+    result = np.zeros([rows, columns], np.int64)
+    result[:, own] = numbers.reshape(-1, width)[:rows, : own.size]
+    return int32(result.ravel() + offset)
 
 
 def decode_tuples(body, n):
@@ -228,14 +253,13 @@ def decode_tuples(body, n):
     table = read_tables(reader, 1, 2 * reach + 2)[0]
     slots = codebook(table[1:], length)
     count = (n - n // 48) // length
-    symbols, bypass = decode_symbols(
-        reader, 2**16, 3, 2048, lanes, -(-count // 3), slots[np.newaxis], lambda steps: np.zeros([steps, 3, 1], np.int64)
-    )
+    steps = steps_of(lanes, -(-count // 3), 2048)
+    symbols, bypass = decode_symbols(reader, 2**16, 3, lanes, steps, slots[np.newaxis], lambda step, k: 0)
     symbols = symbols.ravel()[:count]
     escaped = symbols == digits**length
     tail = n - count * length
     escaped_size = tail + int(escaped.sum()) * length
-    spelled = decode_elements(bypass, escaped_size, escaped_size)
+    spelled = decode_elements(bypass, escaped_size)
     powers = digits ** np.arange(length - 1, -1, -1)
     result = symbols[:, np.newaxis] // powers % digits + offset - reach
     result[escaped] = spelled[tail:].reshape(-1, length)

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import reference_decoder
 
-VERSION = 1
+VERSION = 2
 _NAMES = {np.float32: "float32", np.int32: "int32", np.uint8: "uint8", np.int64: "int64", np.float16: "float16"}
 
 
@@ -291,26 +291,34 @@ def decode_auto(message, shapes, step, rank):
     with_views = sum(map(bool, views))
     fields = {"step": (np.float32, []), "rest": (np.uint8, [None])}
     if with_views:
+        columns = sorted({shape[-1] for shape, own in zip(shapes, views) if own})
         fields.update(choice=(np.uint8, [with_views]), factors=(np.uint8, [None]))
+        fields.update({f"elements_{c}": (np.uint8, [None]) for c in columns})
     t = _tensors(message, f"broadcast by auto:{step},{rank}", 10_000, [_described(np.float32, shape) for shape in shapes], fields)
     choices = iter(t.get("choice", ()))
     chosen = [next(choices) if own else 1 for own in views]
     lines = sum(sum(own[c - 2]) for own, c in zip(views, chosen) if c >= 2)
     factors = _integers(t["factors"], (lines, rank)) if with_views else None
-    rest = _integers(t["rest"], (sum(math.prod(shape) for shape, c in zip(shapes, chosen) if c == 1),))
+    elements = {"rest": _integers(t["rest"], (sum(math.prod(shape) for shape, own in zip(shapes, views) if not own),))}
+    for name in t:
+        if name.startswith("elements_"):
+            width = int(name[9:])
+            its = [math.prod(s) for s, own, c in zip(shapes, views, chosen) if own and c == 1 and s[-1] == width]
+            elements[name] = _integers(t[name], (sum(its) // width, width)).ravel()
     variables = []
     for shape, own, c in zip(shapes, views, chosen):
         if c == 0:
             x = np.zeros(shape)
         elif c == 1:
-            x, rest = rest[: math.prod(shape)], rest[math.prod(shape) :]
+            name, size = f"elements_{shape[-1]}" if own else "rest", math.prod(shape)
+            x, elements[name] = elements[name][:size], elements[name][size:]
         else:
             m, n = own[c - 2]
             (a, b), factors = (factors[:m], factors[m : m + n]), factors[m + n :]
             norms = np.sqrt(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
             x = a[:, norms > 0] / norms[norms > 0] @ b[:, norms > 0].T
         variables.append(x.reshape(shape) * float(t["step"]))
-    assert not (rest.size or (factors is not None and factors.size))
+    assert not (any(x.size for x in elements.values()) or (factors is not None and factors.size))
     return variables
 
 

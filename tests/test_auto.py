@@ -225,6 +225,7 @@ def test_specs_that_can_not_be_are_refused(spec):
 
 
 GOLDEN_SHAPES = [(7,), (80, 64), (64, 64), (4096, 8), (32,)]
+GOLDEN_KEYS = ("choice", "elements_64", "elements_8", "factors", "rest", "step")
 
 
 def golden_values():
@@ -245,8 +246,8 @@ def golden_message():
 
 
 def _layout():
-    specs = [tf.TensorSpec([3], tf.uint8), *[tf.TensorSpec([None], tf.uint8)] * 2, tf.TensorSpec([])]
-    paths = {f"encoded_tensors/{key}": spec for key, spec in zip(("choice", "factors", "rest", "step"), specs)}
+    specs = [tf.TensorSpec([3], tf.uint8), *[tf.TensorSpec([None], tf.uint8)] * 4, tf.TensorSpec([])]
+    paths = {f"encoded_tensors/{key}": spec for key, spec in zip(GOLDEN_KEYS, specs)}
     described = [f"float32[{','.join(map(str, shape))}]" for shape in GOLDEN_SHAPES]
     return message.Layout(list(paths.values()), "broadcast by auto:0.5,6", ["threshold 10000", *described, ""])
 
@@ -254,7 +255,7 @@ def _layout():
 def test_a_golden_message_both_ways():
     golden, values = (FOLDER / "auto.bin").read_bytes(), golden_values()
     reference = reference_stages.decode_auto(golden, GOLDEN_SHAPES, 0.5, 6)
-    encoded = dict(zip(("choice", "factors", "rest", "step"), _layout().unpack(golden)))
+    encoded = dict(zip(GOLDEN_KEYS, _layout().unpack(golden)))
     np.testing.assert_array_equal(encoded["choice"][:2], [2, 1])
     size = sum(x.size for x in values)
     ours = _stage("auto:0.5,6", GOLDEN_SHAPES).decode(encoded, {}, shape=tf.constant([size])).numpy()

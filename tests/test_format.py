@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tff_kit.encoders import EntropyCodingStage
-from tff_kit.encoders.entropy import codebook, elements, header, line_order
+from tff_kit.encoders.entropy import codebook, header, stage
 
 STAGE = EntropyCodingStage()
 FORMAT = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "format.md").read_text()
-HEADERS = [header.PayloadHeader, header.ElementsHeader, header.TuplesHeader]
+HEADERS = [header.PayloadHeader, header.ElementsHeader, header.TuplesHeader, header.RowsHeader]
 FIELDS = [pytest.param(kind, k, id=f"{kind.name}-{f.name}") for kind in HEADERS for k, f in enumerate(dataclasses.fields(kind))]
 
 
@@ -43,17 +43,19 @@ def test_golden_payloads_both_ways(name, x):
 
 
 def test_golden_payloads_are_of_all_kinds():
-    coders, lines, shapes = set(), set(), set()
+    coders, signs, shapes, sections = set(), set(), set(), set()
     for path in entropy_golden.FOLDER.glob("entropy-*.bin"):
         first, body = header.PayloadHeader.unpack(tf.constant(np.frombuffer(path.read_bytes(), np.uint8)))
         coders.add(int(first.coder))
-        if first.coder == 0:
-            fields, _ = header.ElementsHeader.unpack(body)
-            lines.add((int(fields.line_bytes) > 0, int(fields.signs_bypass)))
-        elif first.coder == 3:
+        if first.coder == stage.ELEMENTS:
+            signs.add(int(header.ElementsHeader.unpack(body)[0].signs_bypass))
+        elif first.coder == stage.TUPLES:
             shapes.add(int(header.TuplesHeader.unpack(body)[0].shape))
-    assert coders == {0, 1, 2, 3}
-    assert lines >= {(False, 0), (False, 1), (True, 1)}
+        elif first.coder == stage.ROWS:
+            sections.add(int(header.RowsHeader.unpack(body)[0].sections))
+    assert coders == {0, 1, 2, 3, 4}
+    assert signs == {0, 1}
+    assert sections == {1, 8}
     assert shapes
 
 
@@ -95,27 +97,7 @@ def test_a_header_cut_short_is_refused():
         header.ElementsHeader.unpack(tf.zeros([9], tf.uint8))
 
 
-def test_classes_of_lines_that_their_field_cannot_count_are_left_out(monkeypatch):
-    # A hundred million rows of 16 events in turn, by 16 classes of about equal frequency: 8.5 bits a line.
-    size = line_order.packed_size(tf.fill([line_order.CLASSES], tf.constant(10**8 // 16, tf.int64)))
-    assert size == 16 + -(-(10**8 // 16) * 136 // 8)
-    assert not header.ElementsHeader.holds("line_bytes", size)
-    x = entropy_golden.tensors()["lines"]
-    assert int.from_bytes(_encode(x)[1:11], "little") >> 54 > 0
-    monkeypatch.setattr(elements, "packed_size", lambda counts: tf.constant(2**24, tf.int64))
-    payload = _encode(x)
-    assert int.from_bytes(payload[1:11], "little") >> 54 == 0
-    np.testing.assert_array_equal(_decode(payload, x), x)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 15), min_size=1, max_size=50))
-def test_the_size_of_classes_of_lines_is_known_before_they_are_packed(classes):
-    counts = tf.math.bincount(classes, minlength=line_order.CLASSES, dtype=tf.int64)
-    assert line_order.packed_size(counts) == len(line_order.pack_classes(tf.constant(classes)))
-
-
-_SHAPES = {"dense": (500,), "sparse": (800,), "lines": (400, 300), "tuples": (2**17,)}
+_SHAPES = {"dense": (500,), "sparse": (800,), "rows": (400, 300), "rows-sections": (1500, 13), "tuples": (2**17,)}
 _GOLDEN = {name: (entropy_golden.FOLDER / f"entropy-{name}.bin").read_bytes() for name in _SHAPES}
 
 
@@ -155,7 +137,7 @@ def _mutated(draw):
     if how == "longer":
         return name, bytes(payload) + draw(st.binary(max_size=40))
     if how == "random":
-        return name, bytes([draw(st.sampled_from([16, 19]))]) + draw(st.binary(max_size=200))
+        return name, bytes([draw(st.sampled_from([32, 35, 36]))]) + draw(st.binary(max_size=200))
     end = len(payload) if how == "flip" else 60
     for at in draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=4)):
         payload[at] ^= draw(st.integers(1, 255))
@@ -183,11 +165,11 @@ def test_any_bytes_end_in_a_tensor_or_in_one_sentence(payload, shape):
     ("payload", "sentence"),
     [
         (b"", "Expected 1 bytes of the payload header, found 0."),
-        (b"\x00", "Expected a payload of the entropy coder in format 1, found format 0"),
-        (b"\x14", "Expected a coder from 0 to 3, found 4."),
-        (b"\x11123", "Expected a tensor of 8 bytes, found 3."),
+        (b"\x00", "Expected a payload of the entropy coder in format 2, found format 0"),
+        (b"\x25", "Expected a coder from 0 to 4, found 5."),
+        (b"\x21123", "Expected a tensor of 8 bytes, found 3."),
         (bytes(2**18 + 100), "Expected a payload of at most 262176 bytes, found 262244."),
-        (b"\x10" + bytes(9), "Expected 10 bytes of the elements header, found 9."),
+        (b"\x20" + bytes(9), "Expected 10 bytes of the elements header, found 9."),
     ],
 )
 def test_errors_say_what_is_wrong(payload, sentence):

@@ -63,7 +63,7 @@ def test_the_structure_comes_back():
 REFUSED = {
     "at least 9 bytes, found 0": lambda m: b"",
     "at least 9 bytes, found 8": lambda m: m[:8],
-    "version 1, found 2": lambda m: b"\x02" + m[1:],
+    "version 2, found 1": lambda m: b"\x01" + m[1:],
     "digest [0-9a-f]{8}\\), found digest 0+; both sides need the same SPEC": lambda m: m[:1] + bytes(4) + m[5:],
     "with its checksum, found bytes that were altered": lambda m: m[:-1] + b"\x02",
     "with its checksum, found .* or cut": lambda m: m[:-1],

@@ -45,8 +45,10 @@ class Relay:
     def __exit__(self, *exception) -> None:
         assert self._server is not None
         self._server.close()
+        self._in_loop(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def _in_loop(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -68,6 +70,14 @@ class Relay:
                 await writer.drain()
         finally:
             writer.close()
+
+
+async def _cancel_others() -> None:
+    """Ends all connections of this loop, which would complain if the loop were gone before them."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def read_totals(path: pathlib.Path) -> tuple[int, int]:

@@ -49,10 +49,11 @@ _SAMPLE = 2**14  # Elements of a matrix by which its bits and error without fact
 class AutoStage(Stage):
     """Encodes float32 variables, one behind another in one vector, or a single one. Biased: what is not worth its bits is lost.
 
-    `encode` returns the step, and three more tensors. `choice`, uint8 [variables with views (views.py)], is 0 for nothing,
-    1 for elements, and 2 and above for factors in a view. `factors` and `rest` are payloads of the entropy coder, uint8 [bytes],
-    without any bytes where they would hold zeros only. `factors` has the factors of all variables that are sent so, [m + n, rank]
-    each, one below another; `rest` the elements of the others.
+    `encode` returns the step, and more tensors. `choice`, uint8 [variables with views (views.py)], is 0 for nothing, 1 for
+    elements, and 2 and above for factors in a view. All others are payloads of the entropy coder, uint8 [bytes], without any
+    bytes where they would hold zeros only. `factors` has the factors of all variables that are sent so, [m + n, rank] each, one
+    below another. `elements_COLUMNS` has the elements of variables with views of so many columns, one below another, and `rest`
+    those of variables without.
 
     The squared error is at most about `lost` |x|^2. A vector with an element that is not finite decodes to elements none of
     which is finite.
@@ -70,6 +71,7 @@ class AutoStage(Stage):
     STEP_KEY = "step"
     CHOICE_KEY = "choice"
     FACTORS_KEY = "factors"
+    ELEMENTS_KEY = "elements_{}"
     REST_KEY = "rest"
 
     def __init__(self, step: float, rank: int = 32, lost: float = 1.0, shapes: Optional[Sequence[Shape]] = None):
@@ -101,8 +103,8 @@ class AutoStage(Stage):
         parts = tf.split(place, [math.prod(shape) for shape in shapes])
         seen = [_Seen.of(part, views, self._rank) for part, views in zip(parts, matrix_views(shapes))]
         step = self._fitting_step(seen, tf.reduce_sum(tf.square(place)))
-        choices, factors, rest = [], [], []
-        for variable in seen:
+        choices, factors, rest, matrices = [], [], [], collections.defaultdict(list)
+        for shape, variable in zip(shapes, seen):
             rounded = built_once(_rounded, _spec(variable.elements))
             elements = lambda v=variable.elements, rounded=rounded: rounded(v / step)  # noqa: E731
             if not variable.sides:
@@ -111,7 +113,7 @@ class AutoStage(Stage):
             choice, _, found = variable.best(step)
             choices.append(tf.cast(choice, tf.uint8))
             nothing = tf.zeros([0], x.dtype)
-            rest.append(tf.cond(tf.equal(choice, 1), elements, lambda nothing=nothing: nothing))
+            matrices[shape[-1]].append(tf.cond(tf.equal(choice, 1), elements, lambda nothing=nothing: nothing))
             made = [lambda levels=levels: self._wide(levels) for levels in found]
             none = lambda dtype=x.dtype: tf.zeros([0, self._rank], dtype)  # noqa: E731
             factors.append(tf.switch_case(choice, [none, none, *made]))
@@ -119,7 +121,9 @@ class AutoStage(Stage):
         if choices:
             encoded[self.CHOICE_KEY] = tf.stack(choices)
             encoded[self.FACTORS_KEY] = _payload(tf.concat(factors, axis=0), self._rank)
-        encoded[self.REST_KEY] = _payload(tf.concat(rest, axis=0))
+        for columns, levels in matrices.items():
+            encoded[self.ELEMENTS_KEY.format(columns)] = _payload(tf.concat(levels, axis=0), columns)
+        encoded[self.REST_KEY] = _payload(tf.concat([*rest, tf.zeros([0], x.dtype)], axis=0))
         return encoded
 
     def decode(self, encoded_tensors, decode_params, num_summands=None, shape=None):
@@ -139,14 +143,27 @@ class AutoStage(Stage):
             choices = iter(zip(tf.unstack(found), tf.split(factors, tf.stack(lines), num=len(lines))))
         chosen = [next(choices) if views else (None, None) for views in all_views]
         counts = [size if c is None else tf.where(tf.equal(c, 1), size, 0) for size, (c, _) in zip(sizes, chosen)]
-        rest = tf.split(
-            _levels(encoded_tensors[self.REST_KEY], [tf.reduce_sum(counts)], step.dtype), tf.stack(counts), num=len(counts)
-        )
+        elements = self._elements(encoded_tensors, [s[-1] if views else None for s, views in zip(shapes, all_views)], counts)
         variables = [
             tf.ensure_shape(own if c is None else _of_choice(c, own, factors, views, size), [size])
-            for own, (c, factors), views, size in zip(rest, chosen, all_views, sizes)
+            for own, (c, factors), views, size in zip(elements, chosen, all_views, sizes)
         ]
         return tf.reshape(tf.concat(variables, axis=0) * step, tf.cast(shape, tf.int32))
+
+    def _elements(self, encoded_tensors, columns: Sequence[Optional[int]], counts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns so many elements of each variable, flat; those of equal columns, or of none, are coded together."""
+        dtype = encoded_tensors[self.STEP_KEY].dtype
+        found: list[tf.Tensor] = [tf.zeros([0], dtype)] * len(counts)
+        for own in dict.fromkeys([*columns, None]):
+            at = [i for i, its in enumerate(columns) if its == own]
+            its_counts = tf.stack([0, *(counts[i] for i in at)])
+            total = tf.reduce_sum(its_counts)
+            payload = encoded_tensors[self.REST_KEY if own is None else self.ELEMENTS_KEY.format(own)]
+            levels = _levels(payload, [total] if own is None else [total // own, own], dtype)
+            _, *parts = tf.split(tf.reshape(levels, [-1]), its_counts, num=len(at) + 1)
+            for i, part in zip(at, parts):
+                found[i] = part
+        return found
 
     def _fitting_step(self, seen: Sequence[_Seen], norm: tf.Tensor) -> tf.Tensor:
         """Returns the largest step, in the unit of `seen`, with which no more of the squared norm is lost than may be."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 9
 _DIGEST = slice(1, 5)
 _CHECKSUM = slice(5, 9)

@@ -1,11 +1,11 @@
 """The entropy coder. `docs/format.md` specifies its bytes; `stage.py` is where to begin to read.
 
-stage       the encoding stage: chooses one of two coders
+stage       the encoding stage: chooses one of three coders
+rows        codes a matrix by how large its rows and columns are
 elements    codes integers one by one
 tuples      codes several integers as one symbol
 schedule    which symbols of `elements` the coder takes at the same time, and by which table
 classes     numbers as classes, which are coded, and bypass bits, which are copied
-line_order  an order of a sparse matrix's elements by how full its rows and columns are
 codebook    tuples, their frequencies and their places among the slots
 tables      tables of frequencies
 rans        the coder itself: symbols and frequencies to bits

@@ -41,6 +41,12 @@ def class_of(v: tf.Tensor) -> tf.Tensor:
     return tf.cast(top, tf.int32) - (1023 + _MANTISSA_BITS) * _AN_OCTAVE
 
 
+def first_number(classes: tf.Tensor) -> tf.Tensor:
+    """Returns the first number of each class, int64."""
+    wide = tf.cast(classes, tf.int64)
+    return tf.bitwise.left_shift(wide % _AN_OCTAVE + _AN_OCTAVE, wide // _AN_OCTAVE) - _AN_OCTAVE
+
+
 def bypass_fields(
     numbers: tf.Tensor, classes: tf.Tensor, has_sign: tf.Tensor, signed: Optional[tf.Tensor] = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -49,15 +55,15 @@ def bypass_fields(
     Args:
       numbers: float64 [n], at least 0.
       classes: int32 [n], theirs.
-      has_sign: A bool, whether fields of numbers other than 0 end with a sign, 1 below 0.
+      has_sign: Whether fields of numbers other than 0 end with a sign, 1 below 0: a bool, or bool [n].
       signed: float64 [n], the numbers with their signs; not needed where `has_sign` is false.
     """
-    at, first, octave = _open_classes(classes, has_sign)
+    at, first, octave, sign = _open_classes(classes, has_sign)
     distance = tf.cast(tf.gather_nd(numbers, at[:, tf.newaxis]), tf.int64) - first
     if signed is None:
         return distance, octave
-    negative = tf.cast((tf.gather_nd(signed, at[:, tf.newaxis]) < 0) & has_sign, tf.int64)
-    return distance + tf.bitwise.left_shift(negative, octave), octave + tf.cast(has_sign, tf.int64)
+    negative = tf.cast(tf.gather_nd(signed, at[:, tf.newaxis]) < 0, tf.int64) * sign
+    return distance + tf.bitwise.left_shift(negative, octave), octave + sign
 
 
 def read_numbers(
@@ -78,8 +84,8 @@ def read_numbers(
     Raises:
       tf.errors.InvalidArgumentError: When the graph runs, if the fields end behind `end`.
     """
-    at, first, octave = _open_classes(classes, has_sign)
-    widths = octave + tf.cast(has_sign, tf.int64)
+    at, first, octave, sign = _open_classes(classes, has_sign)
+    widths = octave + sign
     stop = start + tf.reduce_sum(widths)
     stop = checked(stop, stop <= end, "Expected at least {} bypass bits, found {}.", stop, end)
     with tf.control_dependencies([stop]):
@@ -92,9 +98,9 @@ def read_numbers(
     return tf.cast(classes, tf.float64) + tf.math.unsorted_segment_sum(added, at, tf.size(classes)), stop
 
 
-def _open_classes(classes: tf.Tensor, has_sign: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns which of the classes leave something open, all int64 [m]: where they are, their first numbers and octaves."""
+def _open_classes(classes: tf.Tensor, has_sign: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns which classes leave something open, all int64: where, [m], their first numbers, octaves, and bits for the sign."""
     at = tf.where(classes >= tf.where(has_sign, 1, _AN_OCTAVE))
-    wide = tf.cast(tf.gather_nd(classes, at), tf.int64)
-    octave = wide // _AN_OCTAVE
-    return at[:, 0], tf.bitwise.left_shift(wide % _AN_OCTAVE + _AN_OCTAVE, octave) - _AN_OCTAVE, octave
+    open_classes = tf.gather_nd(classes, at)
+    sign = tf.cast(has_sign if has_sign.shape.rank == 0 else tf.gather_nd(has_sign, at), tf.int64)
+    return at[:, 0], first_number(open_classes), tf.cast(open_classes, tf.int64) // _AN_OCTAVE, sign

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tff_kit.encoders.checks import checked, split_bytes
 from tff_kit.encoders.entropy.fields import pack_fields, unpack_fields
 
-VERSION = 1
+VERSION = 2
 """Of the format. A change of any byte that a decoder reads makes it one more; see "Changing the format" in docs/format.md."""
 
 AnyHeader = TypeVar("AnyHeader", bound="Header")
@@ -97,8 +97,7 @@ class ElementsHeader(Header):
     offset: tf.Tensor = dataclasses.field(metadata=_width(32, lowest=-(2**31)))
     lanes: tf.Tensor = dataclasses.field(metadata=_width(16))
     signs_bypass: tf.Tensor = dataclasses.field(metadata=_width(1))
-    levels: tf.Tensor = dataclasses.field(metadata=_width(5))
-    line_bytes: tf.Tensor = dataclasses.field(metadata=_width(24))
+    events: tf.Tensor = dataclasses.field(metadata=_width(31))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,3 +109,16 @@ class TuplesHeader(Header):
     offset: tf.Tensor = dataclasses.field(metadata=_width(32, lowest=-(2**31)))
     lanes: tf.Tensor = dataclasses.field(metadata=_width(16))
     shape: tf.Tensor = dataclasses.field(metadata=_width(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsHeader(Header):
+    """In front of a matrix of integers that are coded by how large their rows and columns are."""
+
+    name = "rows"
+
+    offset: tf.Tensor = dataclasses.field(metadata=_width(32, lowest=-(2**31)))
+    lanes: tf.Tensor = dataclasses.field(metadata=_width(16))
+    sections: tf.Tensor = dataclasses.field(metadata=_width(8))
+    first_level: tf.Tensor = dataclasses.field(metadata=_width(7))
+    levels: tf.Tensor = dataclasses.field(metadata=_width(7, lowest=1))

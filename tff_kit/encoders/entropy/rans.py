@@ -43,6 +43,27 @@ _MAX_STEPS = 1024  # A step is a pass of TensorFlow's loop: some 0.1 ms, whateve
 _FLOOR_STATE = 2.0**_STATE_BITS
 
 
+class Context:
+    """Tells the decoder which table codes each symbol. This one knows one table; others may tell by what was decoded before.
+
+    `k` is the number of the symbol in its group. `seen` is what the context keeps, tensors of fixed shapes.
+    """
+
+    def begin(self) -> tuple[tf.Tensor, ...]:
+        """Returns what is kept before the first symbol."""
+        return ()
+
+    def first_slots(self, k: int, seen: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """Returns where the tables of one symbol of all lanes begin among all tables' slots, float64 [lanes] or a scalar."""
+        del k, seen
+        return tf.constant(0, tf.float64)
+
+    def after(self, seen: tuple[tf.Tensor, ...], slots: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns what is kept once the symbols are known, by their slots among those of all tables, int32 [lanes, 1]."""
+        del slots
+        return seen
+
+
 @dataclasses.dataclass(frozen=True)
 class Rans:
     """A coder of symbols.
@@ -125,7 +146,7 @@ class Rans:
         return steps, lanes, states, stream
 
     def decode(
-        self, stream: tf.Tensor, entries: tf.Tensor, states: tf.Tensor, steps: tf.Tensor, tables: Optional[tf.Tensor] = None
+        self, stream: tf.Tensor, entries: tf.Tensor, states: tf.Tensor, steps: tf.Tensor, context: Optional[Context] = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Undoes `encode`. Whatever the bytes hold, it returns slots that exist: a state stays from 2^48 to 2^49 - 1.
 
@@ -135,7 +156,7 @@ class Rans:
             the cumulative frequency.
           states: uint8 [STATE_BYTES * lanes].
           steps: int32, how many groups a lane has.
-          tables: int32 [steps, group, lanes], the table of each symbol; None where there is one.
+          context: Tells the table of each symbol; by default there is one table.
 
         Returns:
           The symbols' slots, int32 [steps, group, lanes], each an index of `entries`; and the bypass bytes, uint8 [bytes]: the
@@ -149,26 +170,30 @@ class Rans:
         # A step may read beyond the end, of which the loop's condition and the check behind it then tell.
         windows = field_windows(stream[: tf.cast(tf.size(states), tf.int64) * tf.cast(steps, tf.int64)], spare=tf.size(states))
 
-        def step(i, x, position, slots):
-            firsts, taken = None if tables is None else tables[i] * self.total, []
+        context = context or Context()
+
+        def step(i, x, position, slots, seen):
+            taken = []
             for k in range(self.group):
                 rest = tf.floor(x / self.total)
-                slot = tf.cast(x - rest * self.total, tf.int32)
-                taken.append(slot if firsts is None else slot + firsts[k])
-                entry = tf.gather_nd(entries, taken[k][:, tf.newaxis])
+                slot = tf.cast(x - rest * self.total + context.first_slots(k, seen), tf.int32)
+                taken.append(slot)
+                slot = slot[:, tf.newaxis]
+                entry = tf.gather_nd(entries, slot)
                 x = tf.floor(entry / self.total) * (rest - self.total) + entry  # f rest + place
+                seen = context.after(seen, slot)
             width = _STATE_BITS - floor_log2(x)
             end = position + tf.cumsum(width)
             x *= tf.cast(tf.bitwise.left_shift(_i64(1), width), tf.float64)
             x += tf.cast(read_fields(windows, end - width, width), tf.float64)
-            return i + 1, x, end[-1], slots.write(i, tf.stack(taken))
+            return i + 1, x, end[-1], slots.write(i, tf.stack(taken)), seen
 
-        def goes_on(i, x, position, slots):
-            del x, slots
+        def goes_on(i, x, position, slots, seen):
+            del x, slots, seen
             return (i < steps) & (position <= end_of_stream)
 
         slots = tf.TensorArray(tf.int32, steps, element_shape=[self.group, None])
-        _, x, position, slots = tf.while_loop(goes_on, step, [0, x, _i64(0), slots])
+        _, x, position, slots, _ = tf.while_loop(goes_on, step, [0, x, _i64(0), slots, context.begin()])
         sentence = "Expected a stream of at least {} bits, found {}."
         position = checked(position, position <= end_of_stream, sentence, position, end_of_stream)
         with tf.control_dependencies([position]):

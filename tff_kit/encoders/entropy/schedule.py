@@ -1,4 +1,4 @@
-"""Which symbols the coder of `elements` takes at the same time, and by which table. Encoder and decoder find the same schedule.
+"""Which symbols the coder of `elements` takes at the same time. Encoder and decoder find the same schedule.
 
 There are two streams of numbers: signed ones, whose signs may be bypass bits, and plain ones. If most integers are off the
 offset, the tensor is dense: the first quarter of its elements are the signed numbers, the others, folded, the plain ones. Else
@@ -22,6 +22,7 @@ class Schedule:
       dense: A bool, whether all elements are coded, not only events.
       groups: int32, the groups of symbols, at least one.
       sizes: int32, how many signed and how many plain numbers there are.
+      signed_rows: int32, how many symbols of a group are signed numbers; they come first.
     """
 
     def __init__(self, events: tf.Tensor, size: tf.Tensor):
@@ -30,24 +31,8 @@ class Schedule:
         self.groups = tf.maximum(tf.where(self.dense, -(-size // _GROUP), -(-events // 2)), 1)
         all_elements = [tf.minimum(self.groups, size), tf.maximum(size - self.groups, 0)]
         self.sizes = tf.unstack(tf.where(self.dense, all_elements, [events, events]))
-        signed_rows = tf.where(self.dense, 1, 2)
-        self._rows = [signed_rows, _GROUP - signed_rows]
-
-    def tables(self, counts: tf.Tensor) -> list[tf.Tensor]:
-        """Returns which table codes each signed and each plain number: two for each level, in turns.
-
-        Args:
-          counts: int32 [levels], how many events are of each level; they stand in order of their level.
-        """
-
-        def of_levels():
-            levels = tf.repeat(2 * tf.range(tf.size(counts)), counts)
-            return levels, levels + 1
-
-        def of_all():
-            return tf.zeros([self.sizes[0]], tf.int32), tf.ones([self.sizes[1]], tf.int32)
-
-        return list(tf.cond(self.dense, of_all, of_levels))
+        self.signed_rows = tf.where(self.dense, 1, 2)
+        self._rows = [self.signed_rows, _GROUP - self.signed_rows]
 
     def by_steps(self, streams: list[tf.Tensor], fillers: list, steps: tf.Tensor, lanes: tf.Tensor) -> tf.Tensor:
         """Returns the signed and the plain stream, each filled up with its filler, as the coder takes them, [steps, 4, lanes]."""

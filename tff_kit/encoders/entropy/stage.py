@@ -4,9 +4,10 @@ With n integers of empirical entropy H, of a distribution that is smooth (beyond
 symmetric, the payload is at most 1.01 n H bits once n H is some 100,000 bits; tables, states and lengths are in it. Any
 other distribution is coded without loss and at more cost.
 
-There are two coders: tuples.py codes several integers at once, which is fast and pays where a tensor is large and few of its
-integers are alike; elements.py codes them one by one, skips runs, and finds what a matrix's rows and columns have in
-common. The payload's first byte says which, or that the tensor travels as it is. docs/format.md specifies all bytes.
+There are three coders: rows.py codes a matrix whose rows and columns differ, and takes less than the entropy of its elements;
+tuples.py codes several integers at once, which is fast and pays where a tensor is large and few of its integers are alike;
+elements.py codes them one by one and skips runs. The payload's first byte says which, or that the tensor travels as it is.
+docs/format.md specifies all bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import tensorflow as tf
 from tensorflow_model_optimization.python.core.internal import tensor_encoding as te
 
 from tff_kit.encoders.checks import checked
-from tff_kit.encoders.entropy import elements, tuples
+from tff_kit.encoders.entropy import elements, rows, tuples
 from tff_kit.encoders.entropy.header import VERSION, PayloadHeader
 from tff_kit.encoders.graphs import built_once
 from tff_kit.encoders.stage import CoderStage
 
-ELEMENTS, VERBATIM, NOT_FINITE, TUPLES = 0, 1, 2, 3  # The coder, by the payload's header.
+ELEMENTS, VERBATIM, NOT_FINITE, TUPLES, ROWS = 0, 1, 2, 3, 4  # The coder, by the payload's header.
 _LARGEST = 2.0**31  # Tensors with larger integers travel as they are.
 _LONG = 2**17  # Elements for which a codebook is worth making.
 
@@ -82,7 +83,7 @@ def decode_integers(payload: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tf
     shape = tf.cast(shape, tf.int32)  # A scalar's [] comes as a float.
     size = tf.reduce_prod(shape)
     columns = tf.concat([[size], shape], axis=0)[-1]
-    decode = built_once(_decode, *elements.CODE, dtype=dtype)
+    decode = built_once(_decode, *rows.CODE, dtype=dtype)
     return tf.reshape(decode(payload, size, columns), shape)
 
 
@@ -99,16 +100,18 @@ def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
 
     integers = tf.cast(x, tf.int32)
     is_long = (x.shape[0] or 0) >= _LONG
-    shape = tuples.choose_shape(integers, columns is not None) if is_long else tf.constant(tuples.NONE)
-    coder = tf.cond(fits, lambda: tf.where(tf.equal(shape, tuples.NONE), ELEMENTS, TUPLES), why_not)
+    shape = tuples.choose_shape(integers) if is_long else tf.constant(tuples.NONE)
+    sections = tf.constant(rows.OTHER) if columns is None else rows.choose_sections(integers, columns)
+    by_elements = tf.where(tf.equal(shape, tuples.NONE), ELEMENTS, TUPLES)
+    coder = tf.cond(fits, lambda: tf.where(tf.equal(sections, rows.OTHER), by_elements, ROWS), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
     ways = {
-        ELEMENTS: lambda: elements.encode(integers, columns),
+        ELEMENTS: lambda: elements.encode(integers),
         VERBATIM: lambda: verbatim,
         NOT_FINITE: lambda: verbatim[:0],
+        TUPLES: (lambda: tuples.encode(integers, shape)) if is_long else (lambda: verbatim),  # Which is not chosen then,
+        ROWS: (lambda: rows.encode(integers, columns, sections)) if columns else (lambda: verbatim),  # nor this.
     }
-    if is_long:
-        ways[TUPLES] = lambda: tuples.encode(integers, shape)
     return tf.concat([_header(coder), tf.switch_case(coder, ways)], axis=0)
 
 
@@ -129,10 +132,11 @@ def _decode(payload: tf.Tensor, size: tf.Tensor, columns: tf.Tensor, dtype: tf.D
 
     not_finite = tf.cast(tf.constant(np.nan if dtype.is_floating else 0.0), dtype)  # Integers are finite.
     ways = {
-        ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size, columns), dtype),
+        ELEMENTS: lambda: tf.cast(built_once(elements.decode, *elements.CODE)(body, size), dtype),
         VERBATIM: verbatim,
         NOT_FINITE: lambda: tf.fill([size], not_finite),
         TUPLES: lambda: tuples.decode(body, size, dtype),
+        ROWS: lambda: tf.cast(built_once(rows.decode, *rows.CODE)(body, size, columns), dtype),
     }
     return tf.switch_case(coder, ways)
 
@@ -146,4 +150,4 @@ def _read_header(payload: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     is_ours = tf.equal(header.version, VERSION)
     expected = f"Expected a payload of the entropy coder in format {VERSION}, found format {{}}; both sides need one tff_kit."
     coder = checked(header.coder, is_ours, expected, header.version)
-    return checked(coder, coder <= TUPLES, f"Expected a coder from 0 to {TUPLES}, found {{}}.", coder), body
+    return checked(coder, coder <= ROWS, f"Expected a coder from 0 to {ROWS}, found {{}}.", coder), body

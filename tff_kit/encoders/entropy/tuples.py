@@ -44,11 +44,8 @@ _LEAST_BITS = 4  # On average; of tuples with fewer, the few that are escaped ta
 _MOST_ESCAPED = 0.01  # For elements out of reach.
 
 
-def choose_shape(x: tf.Tensor, is_matrix: bool = False) -> tf.Tensor:
-    """Returns the shape, int32, that suits int32 [n], of known n > 0: the longest tuples of which about one in a hundred is rare.
-
-    Of a matrix of which most is the offset, rows and columns may differ; elements.py makes use of that, and tuples don't.
-    """
+def choose_shape(x: tf.Tensor) -> tf.Tensor:
+    """Returns the shape, int32, that suits int32 [n], of known n > 0: the longest tuples of which one in a hundred is rare."""
     shares = tf.cast(_sample_counts(x, elements.median(x)), tf.float64)
     shares /= tf.reduce_sum(shares)
     information = -tf.math.log(tf.maximum(shares, 1e-9)) / np.log(2)
@@ -59,8 +56,6 @@ def choose_shape(x: tf.Tensor, is_matrix: bool = False) -> tf.Tensor:
         inside = tf.reduce_sum(shares[_FARTHEST - s.reach : _FARTHEST + s.reach + 1])
         most = s.length * mean + _DEVIATIONS * s.length**0.5 * deviation
         suits.append((s.length * (1 - inside) <= _MOST_ESCAPED) & (most <= _MOST_BITS) & (s.length * mean >= _LEAST_BITS))
-    if is_matrix:
-        suits = [suit & (shares[_FARTHEST] <= 0.5) for suit in suits]
     return tf.argmax(tf.stack([*suits, True]), output_type=tf.int32)
 
 
@@ -116,7 +111,7 @@ def decode(body: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     at = tf.where(tf.equal(symbols, tf.size(in_book, tf.int32)))
     tail = size - count * length
     escaped_size = tail + tf.size(at) * length
-    escaped = tf.cast(built_once(elements.decode, *elements.CODE)(bypass, escaped_size, escaped_size), dtype)
+    escaped = tf.cast(built_once(elements.decode, *elements.CODE)(bypass, escaped_size), dtype)
     rows = tf.tensor_scatter_nd_update(rows, at, tf.reshape(escaped[tail:], [-1, length]))
     return tf.concat([tf.reshape(rows, [-1]), escaped[:tail]], axis=0)
 
