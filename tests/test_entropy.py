@@ -1,7 +1,5 @@
 """Entropy coding: nothing is lost, and little more than the empirical entropy travels."""
 
-import functools
-
 import numpy as np
 import pytest
 import reference_decoder
@@ -432,7 +430,7 @@ def test_matrices_of_any_proportions_come_back(shape):
 
 def _coded_by_rows(x, sections=3):
     """Returns the header of a payload that the coder of rows made of a matrix, and asserts that nothing is lost."""
-    body = _encode_rows(x.shape[1])(x.reshape(-1), sections)
+    body = _encode_rows(x.reshape(-1), x.shape[1], sections)
     payload = tf.concat([header.PayloadHeader(stage.ROWS, header.VERSION).pack(), body], axis=0)
     decoded = _decode_rows(payload[1:], x.size, x.shape[1])
     np.testing.assert_array_equal(np.reshape(decoded, x.shape), x)
@@ -440,12 +438,7 @@ def _coded_by_rows(x, sections=3):
     return header.RowsHeader.unpack(payload[1:])[0]
 
 
-@functools.cache
-def _encode_rows(columns):
-    signature = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)]
-    return tf.function(lambda x, sections: rows.encode(x, columns, sections), signature, autograph=False)
-
-
+_encode_rows = tf.function(rows.encode, [tf.TensorSpec([None], tf.int32), *[tf.TensorSpec([], tf.int32)] * 2], autograph=False)
 _decode_rows = tf.function(rows.decode, rows.CODE, autograph=False)
 
 

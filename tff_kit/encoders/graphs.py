@@ -1,7 +1,8 @@
 """Graphs that are built once and called from others.
 
 TFF builds the graph of an encoder several times for each variable: for clients, for the server, and to learn the types. The
-entropy coder has thousands of operations, which takes seconds each time, and a model has many matrices of one shape.
+entropy coder has thousands of operations, which takes seconds each time, and a model has many matrices of one shape. The
+graphs are not inlined where they are called: TensorFlow would then prepare each call by itself.
 """
 
 from __future__ import annotations
@@ -28,5 +29,10 @@ def built_once(function: Callable, *signature: tf.TensorSpec, **constants: Any) 
 @functools.cache
 def _graph(function: Callable, signature: tuple[tf.TensorSpec, ...], constants: tuple) -> Callable:
     with tf.init_scope():  # Else it would belong to the graph that calls it first.
-        made = tf.function(functools.partial(function, **dict(constants)), input_signature=signature, autograph=False)
+        made = tf.function(
+            functools.partial(function, **dict(constants)),
+            input_signature=signature,
+            autograph=False,
+            experimental_attributes={"_noinline": True},
+        )
         return made.get_concrete_function()

@@ -36,6 +36,7 @@ from tff_kit.encoders.entropy.fields import field_windows, pack_fields
 from tff_kit.encoders.entropy.header import RowsHeader
 from tff_kit.encoders.entropy.rans import STATE_BYTES, Context, Rans
 from tff_kit.encoders.entropy.tables import TOTAL, TOTAL_BITS, pack_tables, proportional, symbols_by_slot, unpack_tables
+from tff_kit.encoders.graphs import built_once
 
 OTHER = 0
 """The number of sections of tensors that do better with another coder."""
@@ -67,24 +68,30 @@ CODE = (tf.TensorSpec([None], tf.uint8), tf.TensorSpec([], tf.int32), tf.TensorS
 """What `decode` takes."""
 
 
-def choose_sections(x: tf.Tensor, columns: int) -> tf.Tensor:
+def choose_sections(x: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Returns into how many sections to divide int32 [n], a matrix of so many columns, or OTHER. A sample of its rows tells."""
-    if not _COLUMNS[0] <= columns <= _COLUMNS[1] or (x.shape[0] or 0) > _MOST_ELEMENTS:
-        return tf.constant(OTHER)
+    can_be_rows = (columns >= _COLUMNS[0]) & (columns <= _COLUMNS[1]) & (tf.size(x) <= _MOST_ELEMENTS)
+    return tf.cond(can_be_rows, lambda: _choose_sections(x, columns), lambda: OTHER)
+
+
+def _choose_sections(x: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     matrix = tf.reshape(x, [-1, columns]) - _offset(x)
-    most = _SECTIONS if columns <= _SECTIONED_COLUMNS else 1
-    sums = _Sums.of(_Lanes.of_count(tf.constant(most), matrix).of_rows(tf.cast(matrix, tf.float64)), tf.constant(most))
-    sample = tf.ensure_shape(matrix[:: -(-tf.size(x) // _SAMPLE)], [None, columns])  # Steps forget the shape.
+    most = tf.where(columns <= _SECTIONED_COLUMNS, _SECTIONS, 1)
+    sums = _Sums.of(_Lanes.of_count(most, matrix).of_rows(tf.cast(matrix, tf.float64)), most)
+    sample = tf.ensure_shape(matrix[:: -(-tf.size(x) // _SAMPLE)], [None, None])  # Steps forget the rank.
     part = tf.cast(tf.size(x), tf.float64) / tf.cast(tf.size(sample), tf.float64)
-    costs = [_sample_bits(sample, _Profile.of(sums.merged()), part)]
-    if most > 1:
-        costs.append(_sample_bits(sample, _Profile.of(sums), part) / _GAIN)
+
+    def bits(profile: _Profile) -> tf.Tensor:
+        arguments = (sample, part, profile.labels, profile.modes, profile.own, profile.width)
+        return built_once(_sample_bits, *(tf.TensorSpec([None] * len(x.shape), x.dtype) for x in arguments))(*arguments)
+
+    costs = [bits(_Profile.of(sums.merged())), bits(_Profile.of(sums)) / _GAIN]
     near = tf.clip_by_value(tf.reshape(sample, [-1]), -_SYMBOLS, _SYMBOLS) + _SYMBOLS
     plain = _GAIN * part * _entropy(tf.math.bincount(near)[tf.newaxis])
-    return tf.gather([OTHER, 1, most], tf.argmin([plain, *costs]))
+    return tf.gather(tf.stack([OTHER, 1, most]), tf.argmin([plain, *costs]))
 
 
-def encode(x: tf.Tensor, columns: int, sections: tf.Tensor) -> tf.Tensor:
+def encode(x: tf.Tensor, columns: tf.Tensor, sections: tf.Tensor) -> tf.Tensor:
     """Returns the code, uint8 [bytes], of int32 [n], a matrix of so many columns, which has an element off its offset."""
     offset = _offset(x)
     numbers = tf.cast(tf.reshape(x, [-1, columns]), tf.float64) - tf.cast(offset, tf.float64)
@@ -416,7 +423,7 @@ class _Lanes:
     def of_rows(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns [rows, columns] as [count, depth, columns], with zeros at the end."""
         filled = tf.pad(rows, [[0, self.count * self.depth - tf.shape(rows)[0]], [0, 0]])
-        return tf.reshape(filled, [self.count, self.depth, rows.shape[1]])
+        return tf.reshape(filled, [self.count, self.depth, tf.shape(rows)[1]])
 
     def by_steps(self, lanes: tf.Tensor) -> tf.Tensor:
         """Returns [count, depth, width] as the coder takes it, [steps, group, count]."""
@@ -462,8 +469,9 @@ class _RowsSoFar(Context):
         return total, column
 
 
-def _sample_bits(sample: tf.Tensor, profile: _Profile, part: tf.Tensor) -> tf.Tensor:
+def _sample_bits(sample: tf.Tensor, part: tf.Tensor, *of_profile: tf.Tensor) -> tf.Tensor:
     """Returns about the bits of a matrix of this profile, less its offset, of which int32 [rows, columns] is one in `part`."""
+    profile = _Profile(*of_profile)
     matrix = _Matrix.of(tf.cast(sample, tf.float64)[:, tf.newaxis], profile)
     levels = matrix.levels()
     levels -= tf.reduce_min(levels)

@@ -71,7 +71,8 @@ def encode_integers(x: tf.Tensor, columns: Optional[int] = None) -> tf.Tensor:
       x: [n] of any dtype. A size that is known only when the graph runs must not be 0, and leaves only one of the coders.
       columns: Of which n is a multiple.
     """
-    return built_once(_encode, tf.TensorSpec(x.shape, x.dtype), columns=columns)(x)
+    encode = built_once(_encode, tf.TensorSpec(x.shape, x.dtype), tf.TensorSpec([], tf.int32), is_matrix=columns is not None)
+    return encode(x, tf.constant(0 if columns is None else columns))
 
 
 def decode_integers(payload: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -87,8 +88,8 @@ def decode_integers(payload: tf.Tensor, shape: tf.Tensor, dtype: tf.DType) -> tf
     return tf.reshape(decode(payload, size, columns), shape)
 
 
-def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
-    """Returns the payload of a flat tensor."""
+def _encode(x: tf.Tensor, columns: tf.Tensor, is_matrix: bool) -> tf.Tensor:
+    """Returns the payload of a flat tensor, of a matrix of so many columns if it is one."""
     if x.shape[0] == 0:
         return _header(tf.constant(VERBATIM))
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float64)
@@ -101,7 +102,7 @@ def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
     integers = tf.cast(x, tf.int32)
     is_long = (x.shape[0] or 0) >= _LONG
     shape = tuples.choose_shape(integers) if is_long else tf.constant(tuples.NONE)
-    sections = tf.constant(rows.OTHER) if columns is None else rows.choose_sections(integers, columns)
+    sections = rows.choose_sections(integers, columns) if is_matrix else tf.constant(rows.OTHER)
     by_elements = tf.where(tf.equal(shape, tuples.NONE), ELEMENTS, TUPLES)
     coder = tf.cond(fits, lambda: tf.where(tf.equal(sections, rows.OTHER), by_elements, ROWS), why_not)
     verbatim = tf.reshape(tf.bitcast(x, tf.uint8), [-1])
@@ -110,7 +111,7 @@ def _encode(x: tf.Tensor, columns: Optional[int]) -> tf.Tensor:
         VERBATIM: lambda: verbatim,
         NOT_FINITE: lambda: verbatim[:0],
         TUPLES: (lambda: tuples.encode(integers, shape)) if is_long else (lambda: verbatim),  # Which is not chosen then,
-        ROWS: (lambda: rows.encode(integers, columns, sections)) if columns else (lambda: verbatim),  # nor this.
+        ROWS: (lambda: rows.encode(integers, columns, sections)) if is_matrix else (lambda: verbatim),  # nor this.
     }
     return tf.concat([_header(coder), tf.switch_case(coder, ways)], axis=0)
 
