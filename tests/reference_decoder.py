@@ -199,6 +199,7 @@ def decode_rows(body, n, columns):
     offset, lanes, sections, first_level, levels = (header.field(width) for width in (32, 16, 8, 7, 7))
     offset, levels = offset - 2**31, levels + 1
     must(sections >= 1, "a section")
+    must(levels <= 24, "at most 24 levels")
     packed = np.frombuffer(reader.take(sections * columns), np.uint8).astype(np.int64).reshape(sections, columns)
     labels, modes = packed % 64, packed // 64
     must((labels <= 44).all() and (modes <= 2).all() and labels.any(), "labels and modes that there are")

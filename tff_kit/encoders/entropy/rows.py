@@ -134,7 +134,8 @@ def decode(body: tf.Tensor, size: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     rows = size // columns
     header, body = RowsHeader.unpack(body)
     profile, body = _Profile.unpack(body, header.sections, columns)
-    kinds = profile.kinds(header.levels)
+    sentence = f"Expected at most {_LEVELS} levels, found {{}}."  # More would take more memory than most tensors.
+    kinds = profile.kinds(checked(header.levels, header.levels <= _LEVELS, sentence, header.levels))
     tables, body = unpack_tables(body, kinds.tables, tf.constant(_SYMBOLS))
     lanes = _Lanes.checked(header.lanes, rows, profile.width)
     states, stream = split_bytes(body, lanes.count * STATE_BYTES, "final states")
