@@ -392,7 +392,7 @@ def _structured(rows, columns, seed=7):
 def test_a_matrix_takes_fewer_bits_than_its_elements_apart_if_its_rows_and_columns_differ():
     x, scale = _structured(800, 500)
     bits = _assert_lossless(x)
-    assert bits <= 1.15 * _laplacian_bits(x, scale) + 8 * x.shape[1]  # Scales of columns travel.
+    assert bits <= 1.1 * _laplacian_bits(x, scale) + 4 * sum(x.shape) + 200  # Spreads have to be said or learnt; and tables.
     assert bits <= 0.75 * _entropy_bits(x)
     assert _assert_lossless(x.reshape(-1)) > 1.2 * bits
 

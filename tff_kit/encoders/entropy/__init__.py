@@ -4,7 +4,7 @@ stage       the encoding stage: chooses one of three coders
 rows        codes a matrix by how large its rows and columns are
 elements    codes integers one by one
 tuples      codes several integers as one symbol
-schedule    which symbols of `elements` the coder takes at the same time, and by which table
+schedule    which symbols of `elements` the coder takes at the same time
 classes     numbers as classes, which are coded, and bypass bits, which are copied
 codebook    tuples, their frequencies and their places among the slots
 tables      tables of frequencies

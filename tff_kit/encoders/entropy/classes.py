@@ -16,7 +16,7 @@ from typing import Optional
 import tensorflow as tf
 
 from tff_kit.encoders.checks import checked
-from tff_kit.encoders.entropy.fields import read_fields
+from tff_kit.encoders.entropy.fields import leading_bits, read_fields
 
 _MANTISSA_BITS = 3
 _AN_OCTAVE = 2**_MANTISSA_BITS
@@ -37,8 +37,7 @@ def unfold(v: tf.Tensor) -> tf.Tensor:
 
 def class_of(v: tf.Tensor) -> tf.Tensor:
     """Returns the classes, int32 [n], of numbers v >= 0, float64 [n]."""
-    top = tf.bitwise.right_shift(tf.bitcast(v + _AN_OCTAVE, tf.int64), tf.constant(52 - _MANTISSA_BITS, tf.int64))
-    return tf.cast(top, tf.int32) - (1023 + _MANTISSA_BITS) * _AN_OCTAVE
+    return tf.cast(leading_bits(v + _AN_OCTAVE, _MANTISSA_BITS), tf.int32) - (1023 + _MANTISSA_BITS) * _AN_OCTAVE
 
 
 def first_number(classes: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,12 @@ def unpack_fields(packed: tf.Tensor, widths: tf.Tensor) -> tf.Tensor:
 
 def floor_log2(x: tf.Tensor) -> tf.Tensor:
     """Returns floor(log2(x)), int64, for positive float64 of any shape: what stands in its exponent."""
-    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), _i64(52)) - 1023
+    return leading_bits(x, 0) - 1023
+
+
+def leading_bits(x: tf.Tensor, fraction_bits: int) -> tf.Tensor:
+    """Returns the exponent and so many bits of the fraction behind it as one number, int64, of float64 of 0 or more."""
+    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), _i64(52 - fraction_bits))
 
 
 def _i64(value) -> tf.Tensor:

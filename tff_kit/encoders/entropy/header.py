@@ -46,12 +46,6 @@ class Header:
         """Returns the bytes of the header."""
         return -(-sum(cls.bits()) // 8)
 
-    @classmethod
-    def holds(cls, name: str, number: tf.Tensor) -> tf.Tensor:
-        """Returns whether the field of this name holds a number, int64."""
-        k = [f.name for f in dataclasses.fields(cls)].index(name)
-        return (number >= cls.lowest()[k]) & (number < cls.lowest()[k] + 2 ** cls.bits()[k])
-
     def pack(self) -> tf.Tensor:
         """Returns the header's bytes, uint8 [size()].
 

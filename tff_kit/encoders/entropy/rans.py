@@ -99,8 +99,7 @@ class Rans:
         """
         wanted = tf.maximum(tf.size(bypass) // STATE_BYTES, _ceil_divide(groups, _MAX_STEPS))
         steps = _ceil_divide(groups, tf.clip_by_value(wanted, 1, self.max_lanes))
-        size = STATE_BYTES * _ceil_divide(groups, steps)
-        return tf.pad(bypass[:size], [[0, tf.maximum(size - tf.size(bypass), 0)]]), bypass[size:]
+        return initial_states(bypass, _ceil_divide(groups, steps))
 
     def encode(self, entries: tf.Tensor, initial: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Codes symbols on as many lanes as there are initial states.
@@ -199,6 +198,12 @@ class Rans:
         with tf.control_dependencies([position]):
             slots = slots.stack()
         return slots, tf.concat([_state_bytes(x), stream[(position + 7) // 8 :]], axis=0)
+
+
+def initial_states(bypass: tf.Tensor, lanes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the initial states of so many lanes, of bypass bytes and, where these are too few, zeros; and what is left."""
+    size = STATE_BYTES * lanes
+    return tf.pad(bypass[:size], [[0, tf.maximum(size - tf.size(bypass), 0)]]), bypass[size:]
 
 
 def _ceil_divide(a: tf.Tensor, b: Union[int, tf.Tensor]) -> tf.Tensor:

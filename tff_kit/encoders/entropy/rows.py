@@ -32,9 +32,9 @@ import tensorflow as tf
 from tff_kit.encoders.checks import checked, split_bytes
 from tff_kit.encoders.entropy import elements
 from tff_kit.encoders.entropy.classes import bypass_fields, class_of, first_number, read_numbers
-from tff_kit.encoders.entropy.fields import field_windows, pack_fields
+from tff_kit.encoders.entropy.fields import field_windows, leading_bits, pack_fields
 from tff_kit.encoders.entropy.header import RowsHeader
-from tff_kit.encoders.entropy.rans import STATE_BYTES, Context, Rans
+from tff_kit.encoders.entropy.rans import STATE_BYTES, Context, Rans, initial_states
 from tff_kit.encoders.entropy.tables import TOTAL, TOTAL_BITS, pack_tables, proportional, symbols_by_slot, unpack_tables
 from tff_kit.encoders.graphs import built_once
 
@@ -109,9 +109,10 @@ def encode(x: tf.Tensor, columns: tf.Tensor, sections: tf.Tensor) -> tf.Tensor:
     counts = tf.math.bincount(tf.reshape(pairs, [-1]), minlength=size, maxlength=size, dtype=tf.int64)
     tables = proportional(tf.reshape(counts, [kinds.tables, _SYMBOLS]))
     entries = tf.reshape(_RANS.entries(tables, tf.cumsum(tables, axis=1, exclusive=True)), [-1])
-    states, stream = _RANS.encode(tf.gather_nd(entries, lanes.by_steps(pairs)[..., tf.newaxis]), lanes.initial(bypass))
+    initial, rest = initial_states(bypass, lanes.count)
+    states, stream = _RANS.encode(tf.gather_nd(entries, lanes.by_steps(pairs)[..., tf.newaxis]), initial)
     header = RowsHeader(offset=offset, lanes=lanes.count, sections=sections, first_level=lowest, levels=count)
-    return tf.concat([header.pack(), matrix.profile.pack(), pack_tables(tables), states, stream, lanes.rest(bypass)], axis=0)
+    return tf.concat([header.pack(), matrix.profile.pack(), pack_tables(tables), states, stream, rest], axis=0)
 
 
 def _offset(x: tf.Tensor) -> tf.Tensor:
@@ -358,12 +359,7 @@ def _magnitudes(classes: tf.Tensor) -> tf.Tensor:
 
 def _levels(expected: tf.Tensor) -> tf.Tensor:
     """Returns the half octaves, int32, of float64: 0 below 1.5, then 2 for each octave, and one more for its upper half."""
-    return tf.maximum(tf.cast(_exponents(expected), tf.int32) - _BELOW_ONE, 0)
-
-
-def _exponents(x: tf.Tensor) -> tf.Tensor:
-    """Returns the exponents and the first bits behind them, int64, of float64."""
-    return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(51, tf.int64))
+    return tf.maximum(tf.cast(leading_bits(expected, 1), tf.int32) - _BELOW_ONE, 0)
 
 
 def _filled_up(columns: tf.Tensor) -> tf.Tensor:
@@ -392,9 +388,9 @@ class _Lanes:
         positive, negative = (tf.math.count_nonzero(side, axis=0, dtype=tf.float64) for side in (numbers > 0, numbers < 0))
         is_open = tf.cast(~_are_skewed(positive, negative), tf.float64)
         signs = tf.cast(tf.reduce_sum(is_open * (positive + negative)), tf.int32)
-        wanted = tf.clip_by_value(signs // (8 * STATE_BYTES), 1, rows)
+        wanted = tf.clip_by_value(signs // (8 * STATE_BYTES), 1, tf.minimum(rows, _RANS.max_lanes))
         width = _filled_up(tf.math.count_nonzero(positive + negative, dtype=tf.int32))
-        depth = tf.maximum(tf.minimum(-(-rows // wanted), cls._deepest(rows, width)), -(-rows // _RANS.max_lanes))
+        depth = tf.minimum(-(-rows // wanted), cls._deepest(rows, width))
         return dataclasses.replace(cls.of_count(-(-rows // depth), numbers), width=width)
 
     @classmethod
@@ -434,15 +430,6 @@ class _Lanes:
         """Undoes `by_steps`."""
         return tf.reshape(tf.transpose(tf.reshape(steps, [-1, self.count])), [self.count, self.depth, self.width])
 
-    def initial(self, bypass: tf.Tensor) -> tf.Tensor:
-        """Returns the lanes' initial states, of bypass bytes and, where they do not suffice, zeros."""
-        size = STATE_BYTES * self.count
-        return tf.pad(bypass[:size], [[0, tf.maximum(size - tf.size(bypass), 0)]])
-
-    def rest(self, bypass: tf.Tensor) -> tf.Tensor:
-        """Returns the bypass bytes that are not in the initial states."""
-        return bypass[STATE_BYTES * self.count :]
-
 
 class _RowsSoFar(Context):
     """Keeps the sum of each row's magnitudes so far, and the prior, float64 [lanes], and the column that comes next."""
@@ -461,7 +448,7 @@ class _RowsSoFar(Context):
     def first_slots(self, k, seen):
         total, column = seen
         ratio, first = tf.unstack(self._columns[column])
-        return TOTAL * tf.clip_by_value(tf.cast(_exponents(ratio * total), tf.float64), self._lowest, self._highest) + first
+        return TOTAL * tf.clip_by_value(tf.cast(leading_bits(ratio * total, 1), tf.float64), self._lowest, self._highest) + first
 
     def after(self, seen, slots):
         total, column = seen

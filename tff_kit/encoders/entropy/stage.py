@@ -68,7 +68,7 @@ def encode_integers(x: tf.Tensor, columns: Optional[int] = None) -> tf.Tensor:
     """Returns the payload, uint8 [bytes], of a flat tensor of integers: of a matrix of so many columns, or just a row.
 
     Args:
-      x: [n] of any dtype. A size that is known only when the graph runs must not be 0, and leaves only one of the coders.
+      x: [n] of any dtype. A size that is known only when the graph runs must not be 0, and leaves out tuples.
       columns: Of which n is a multiple.
     """
     encode = built_once(_encode, tf.TensorSpec(x.shape, x.dtype), tf.TensorSpec([], tf.int32), is_matrix=columns is not None)
